@@ -1,0 +1,123 @@
+//! The command-line flags that describe a machine.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args};
+
+use super::{
+    ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DiskConfig, MemoryConfig, NetConfig,
+    PayloadConfig, RngConfig, SerialConfig, VmConfig,
+};
+
+/// The flags that describe a machine, spelled as Cloud Hypervisor spells them. For `#[command(flatten)]`.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct VmArgs {
+    /// Kernel to boot: an ELF file or a bzImage.
+    #[arg(long, value_name = "PATH")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk.
+    #[arg(long, value_name = "PATH")]
+    pub initramfs: Option<PathBuf>,
+
+    /// Command line of the kernel.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+
+    /// Firmware to boot instead of a kernel (not supported by this release).
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub firmware: Option<PathBuf>,
+
+    /// Virtual processors [default: boot=1]. Keys: boot=N, max=M, topology=T:C:D:P (threads per core, cores per die,
+    /// dies per package, packages).
+    #[arg(long, value_name = "boot=N,...")]
+    pub cpus: Option<CpusConfig>,
+
+    /// Guest memory [default: size=512M]. Keys: size=S with K, M, G or T, hugepage_size=2M|1G, and shared, hugepages,
+    /// prefault, mergeable, thp, each =on|off.
+    #[arg(long, value_name = "size=S,...")]
+    pub memory: Option<MemoryConfig>,
+
+    /// A disk: a raw image or a block device. May be repeated. Keys: path=PATH, readonly=on|off, id=NAME, serial=TEXT,
+    /// queue_size=N, image_type=raw.
+    #[arg(long, value_name = "path=PATH,...", action = ArgAction::Append, num_args = 1..)]
+    pub disk: Vec<DiskConfig>,
+
+    /// A network on a tap, which is made when there is none. May be repeated. Keys: tap=NAME or fd=N, mac=ADDRESS,
+    /// ip=ADDRESS with mask=MASK, mtu=N, id=NAME, queue_size=N, and offload_tso, offload_ufo, offload_csum, each =on|off.
+    #[arg(long, value_name = "tap=NAME,...", action = ArgAction::Append, num_args = 1..)]
+    pub net: Vec<NetConfig>,
+
+    /// Source of the guest's random numbers [default: src=/dev/urandom].
+    #[arg(long, value_name = "src=PATH")]
+    pub rng: Option<RngConfig>,
+
+    /// Serial port: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
+    #[arg(long, value_name = "MODE")]
+    pub serial: Option<SerialConfig>,
+
+    /// Virtio console: off; other modes are not supported by this release [default: off].
+    #[arg(long, value_name = "MODE")]
+    pub console: Option<ConsoleConfig>,
+
+    /// Whether the guest has a device to tell of its panic [default: on].
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on",
+          value_parser = on_or_off)]
+    pub pvpanic: Option<bool>,
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err("expected on or off".to_owned()),
+    }
+}
+
+impl VmArgs {
+    /// The machine that the flags describe, checked.
+    ///
+    /// The serial port is on the terminal unless another place is named: it is the only console there is, and a person
+    /// who boots a kernel wants to see it.
+    ///
+    /// # Errors
+    /// What is wrong first, with the path of the field.
+    pub fn into_config(self) -> Result<VmConfig, ConfigError> {
+        let Self {
+            kernel,
+            initramfs,
+            cmdline,
+            firmware,
+            cpus,
+            memory,
+            disk,
+            net,
+            rng,
+            serial,
+            console,
+            pvpanic,
+        } = self;
+        let default = VmConfig::default();
+        let config = VmConfig {
+            payload: PayloadConfig {
+                kernel,
+                initramfs,
+                cmdline,
+                firmware,
+                ..PayloadConfig::default()
+            },
+            cpus: cpus.unwrap_or_default(),
+            memory: memory.unwrap_or_default(),
+            disks: disk,
+            net,
+            rng: rng.unwrap_or_default(),
+            serial: serial.unwrap_or_else(|| SerialConfig::from(ConsoleOutputMode::Tty)),
+            console: console.unwrap_or_default(),
+            pvpanic: pvpanic.unwrap_or(default.pvpanic),
+            ..default
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}

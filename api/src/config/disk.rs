@@ -1,0 +1,193 @@
+//! `--disk`: virtio block devices.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::option::{self, OptionString};
+use super::rate_limiter::{RATE_LIMITER_RENAMES, unlimited_as_none};
+use super::section::{Section, check_id, check_path, check_queue_size};
+use super::{ConfigError, RateLimiterConfig};
+
+/// Length of the string that the get-id request answers (virtio 1.2, 5.2.6).
+const SERIAL_BYTES: usize = 20;
+
+/// A disk. `--disk path=PATH[,readonly=on|off,queue_size=N,serial=S,id=ID]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Raw image file or block device. Required.
+    pub path: PathBuf,
+    /// Whether the guest can only read.
+    pub readonly: bool,
+    /// Descriptors per queue: a power of two from 4 to 32768.
+    pub queue_size: u16,
+    /// What the get-id request answers, at most 20 bytes: the disk's serial number in the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Name of the device. [`VmConfig::assign_ids`](super::VmConfig::assign_ids) gives one to those without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Format of the image. `Raw`; `Unknown` means the same, as formats are never guessed from contents that a guest
+    /// can write.
+    pub image_type: ImageType,
+    /// Whether the host's page cache is passed by (O_DIRECT). Only `false`.
+    pub direct: bool,
+    /// Number of queues. Only 1.
+    pub num_queues: usize,
+    /// Whether a virtual IOMMU is in front. Only `false`.
+    pub iommu: bool,
+    /// PCI segment. Only 0.
+    pub pci_segment: u16,
+    /// PCI slot. Not supported: slots are given in order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pci_device_id: Option<u8>,
+    /// Whether another process serves the disk. Only `false`.
+    pub vhost_user: bool,
+    /// Socket of that process. Not supported. `socket` on the command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vhost_socket: Option<String>,
+    /// Limits that several disks share. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit_group: Option<String>,
+    /// Limits of bytes and operations. Not supported. `bw_*` and `ops_*` on the command line.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "unlimited_as_none"
+    )]
+    pub rate_limiter_config: Option<RateLimiterConfig>,
+    /// Host CPUs that the queues' threads run on. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_affinity: Option<Vec<VirtQueueAffinity>>,
+    /// Whether an image may name other files that it builds on. Only `false`.
+    pub backing_files: bool,
+    /// Whether discarded blocks are given back to the host's file system. Only `true`, the default.
+    pub sparse: bool,
+    /// What part of the file is locked against other users. Only the default.
+    pub lock_granularity: LockGranularity,
+}
+
+/// Format of a disk image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageType {
+    /// Virtual Hard Disk of fixed size. Not supported.
+    FixedVhd,
+    /// QEMU's copy-on-write format. Not supported.
+    Qcow2,
+    /// The disk's blocks in order.
+    Raw,
+    /// Virtual Hard Disk v2. Not supported.
+    Vhdx,
+    /// Not stated: raw.
+    #[default]
+    Unknown,
+}
+
+/// What part of an image file is locked against other users.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockGranularity {
+    /// The bytes of the file.
+    #[default]
+    ByteRange,
+    /// The whole file.
+    Full,
+}
+
+/// Host CPUs that the thread of one queue runs on, written `0@[1,3-4]` on the command line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VirtQueueAffinity {
+    /// Index of the queue.
+    pub queue_index: u16,
+    /// Indices of host CPUs.
+    pub host_cpus: Vec<usize>,
+}
+
+impl Default for DiskConfig {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            readonly: false,
+            queue_size: 128,
+            serial: None,
+            id: None,
+            image_type: ImageType::default(),
+            direct: false,
+            num_queues: 1,
+            iommu: false,
+            pci_segment: 0,
+            pci_device_id: None,
+            vhost_user: false,
+            vhost_socket: None,
+            rate_limit_group: None,
+            rate_limiter_config: None,
+            queue_affinity: None,
+            backing_files: false,
+            sparse: true,
+            lock_granularity: LockGranularity::default(),
+        }
+    }
+}
+
+impl Section for DiskConfig {
+    const UNSUPPORTED: &'static [&'static str] = &[
+        "direct",
+        "num_queues",
+        "iommu",
+        "pci_segment",
+        "pci_device_id",
+        "vhost_user",
+        "vhost_socket",
+        "rate_limit_group",
+        "rate_limiter_config",
+        "queue_affinity",
+        "backing_files",
+        "sparse",
+        "lock_granularity",
+    ];
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.path.as_os_str().is_empty() {
+            return Err(ConfigError::missing(
+                "path",
+                "the path of a raw image file or a block device",
+            ));
+        }
+        check_path("path", &self.path)?;
+        check_queue_size(self.queue_size)?;
+        check_id(self.id.as_deref())?;
+        if let Some(serial) = &self.serial
+            && (serial.len() > SERIAL_BYTES || !serial.is_ascii())
+        {
+            return Err(ConfigError::invalid(
+                "serial",
+                format!("{serial:?}"),
+                format!("expected at most {SERIAL_BYTES} ASCII characters"),
+            ));
+        }
+        match self.image_type {
+            ImageType::Raw | ImageType::Unknown => Ok(()),
+            other => Err(ConfigError::Unsupported {
+                field: "image_type".to_owned(),
+                value: format!("{other:?}"),
+                default: format!("{:?}", ImageType::Raw),
+            }),
+        }
+    }
+}
+
+impl OptionString for DiskConfig {
+    const RENAMES: &'static [(&'static str, &'static str)] = &{
+        let [a, b, c, d, e, f] = RATE_LIMITER_RENAMES;
+        [("socket", "vhost_socket"), a, b, c, d, e, f]
+    };
+}
+
+impl FromStr for DiskConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        option::parse(text)
+    }
+}

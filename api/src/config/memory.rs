@@ -1,0 +1,152 @@
+//! `--memory`: guest memory.
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::option::{self, OptionString};
+use super::section::{Section, Unsupported};
+use super::{ByteSize, ConfigError};
+
+/// Less than this holds no kernel.
+const MIN_SIZE: ByteSize = ByteSize::mib(8);
+/// Half of the 46 bits of guest physical addresses; the other half is for devices.
+const MAX_SIZE: ByteSize = ByteSize(1 << 45);
+/// Sizes of an x86 page that a hugetlbfs can have.
+const HUGEPAGE_SIZES: [ByteSize; 2] = [ByteSize::mib(2), ByteSize::mib(1024)];
+const PAGE_SIZE: ByteSize = ByteSize(4096);
+
+/// Guest memory. `--memory size=S[,shared=,hugepages=,hugepage_size=,prefault=,mergeable=,thp=]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// Size of the guest's memory.
+    pub size: ByteSize,
+    /// Whether other processes can map the memory: a memfd instead of anonymous memory.
+    pub shared: bool,
+    /// Whether the memory is made of explicit huge pages.
+    pub hugepages: bool,
+    /// Size of such a page: 2 MiB or 1 GiB. The host's default size when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hugepage_size: Option<ByteSize>,
+    /// Whether all memory is taken from the host before the guest starts.
+    pub prefault: bool,
+    /// Whether equal pages may be merged with those of others (KSM).
+    pub mergeable: bool,
+    /// Whether the host may use transparent huge pages.
+    pub thp: bool,
+    /// How memory is added later. Only ACPI.
+    pub hotplug_method: HotplugMethod,
+    /// How much memory can be added later. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hotplug_size: Option<ByteSize>,
+    /// How much of it is there at the start. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hotplugged_size: Option<ByteSize>,
+    /// Whether swap space is reserved for the memory. Only `false`.
+    pub reserve: bool,
+    /// Memory of several kinds. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub zones: Option<Unsupported>,
+}
+
+/// How memory is added to a running machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HotplugMethod {
+    /// ACPI memory devices.
+    #[default]
+    Acpi,
+    /// A virtio-mem device.
+    VirtioMem,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self {
+            size: ByteSize::mib(512),
+            shared: false,
+            hugepages: false,
+            hugepage_size: None,
+            prefault: false,
+            mergeable: false,
+            thp: true,
+            hotplug_method: HotplugMethod::default(),
+            hotplug_size: None,
+            hotplugged_size: None,
+            reserve: false,
+            zones: None,
+        }
+    }
+}
+
+impl Section for MemoryConfig {
+    const UNSUPPORTED: &'static [&'static str] = &[
+        "hotplug_method",
+        "hotplug_size",
+        "hotplugged_size",
+        "reserve",
+        "zones",
+    ];
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if let Some(hugepage_size) = self.hugepage_size {
+            if !self.hugepages {
+                return Err(ConfigError::invalid(
+                    "hugepage_size",
+                    hugepage_size,
+                    "expected hugepages=on beside it",
+                ));
+            }
+            if !HUGEPAGE_SIZES.contains(&hugepage_size) {
+                return Err(ConfigError::invalid(
+                    "hugepage_size",
+                    hugepage_size,
+                    "expected 2M or 1G",
+                ));
+            }
+        }
+        if self.mergeable && (self.shared || self.hugepages) {
+            return Err(ConfigError::invalid(
+                "mergeable",
+                "on",
+                "expected shared=off and hugepages=off beside it, as the kernel merges only \
+                 anonymous pages of normal size",
+            ));
+        }
+        if !(MIN_SIZE..=MAX_SIZE).contains(&self.size) {
+            return Err(ConfigError::invalid(
+                "size",
+                self.size,
+                format!("expected {MIN_SIZE} to {MAX_SIZE}"),
+            ));
+        }
+        let page_size = match (self.hugepages, self.hugepage_size) {
+            (true, Some(size)) => size,
+            (true, None) => HUGEPAGE_SIZES[0],
+            (false, _) => PAGE_SIZE,
+        };
+        if !self.size.0.is_multiple_of(page_size.0) {
+            return Err(ConfigError::invalid(
+                "size",
+                self.size,
+                format!("expected a multiple of the page size, {page_size}"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl OptionString for MemoryConfig {
+    const JSON_ONLY: &'static [&'static str] = &["zones"];
+}
+
+impl FromStr for MemoryConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        option::parse(text)
+    }
+}

@@ -1,0 +1,265 @@
+//! `--net`: virtio network devices.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::option::{self, OptionString};
+use super::rate_limiter::{RATE_LIMITER_RENAMES, unlimited_as_none};
+use super::section::{Section, check_id, check_queue_size};
+use super::{ConfigError, MacAddr, RateLimiterConfig};
+
+/// Longest name of a network interface on Linux, without the NUL at its end.
+const MAX_TAP_NAME: usize = 15;
+/// Smallest MTU of a virtio network (virtio 1.2, 5.1.4.1).
+const MIN_MTU: u16 = 68;
+
+/// A network device on a tap. `--net [tap=NAME|fd=N][,mac=,ip=,mask=,mtu=,queue_size=,id=,offload_*=]`.
+///
+/// With `tap` the interface of that name is used, or created when there is none. With `fd` an open tap is used. With
+/// neither, an interface is created and the kernel names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetConfig {
+    /// Name of the tap interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// Descriptor of an open tap, one per pair of queues. `fd` on the command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fds: Option<Vec<i32>>,
+    /// Address of the guest's interface. A random local one when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// Address that the host's side of the tap gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    /// Network mask of that address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<IpAddr>,
+    /// Largest packet in bytes, without the Ethernet header: 68 to 65535.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Descriptors per queue: a power of two from 4 to 32768.
+    pub queue_size: u16,
+    /// Name of the device. [`VmConfig::assign_ids`](super::VmConfig::assign_ids) gives one to those without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Whether TCP segmentation offload is offered to the guest.
+    pub offload_tso: bool,
+    /// Whether UDP fragmentation offload is offered to the guest.
+    pub offload_ufo: bool,
+    /// Whether checksum offload is offered to the guest. The other two need it.
+    pub offload_csum: bool,
+    /// Number of queues. Only 2: one to receive, one to send.
+    pub num_queues: usize,
+    /// Address of the host's side of the tap. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_mac: Option<MacAddr>,
+    /// Whether a virtual IOMMU is in front. Only `false`.
+    pub iommu: bool,
+    /// PCI segment. Only 0.
+    pub pci_segment: u16,
+    /// PCI slot. Not supported: slots are given in order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pci_device_id: Option<u8>,
+    /// Whether another process serves the network. Only `false`.
+    pub vhost_user: bool,
+    /// Socket of that process. Not supported. `socket` on the command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vhost_socket: Option<String>,
+    /// Which side opens the socket. Only the default.
+    pub vhost_mode: VhostMode,
+    /// Limits of bytes and operations. Not supported. `bw_*` and `ops_*` on the command line.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "unlimited_as_none"
+    )]
+    pub rate_limiter_config: Option<RateLimiterConfig>,
+}
+
+/// Which side of a vhost-user socket Podvisor is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VhostMode {
+    /// It connects.
+    #[default]
+    Client,
+    /// It listens.
+    Server,
+}
+
+impl Default for NetConfig {
+    fn default() -> Self {
+        Self {
+            tap: None,
+            fds: None,
+            mac: None,
+            ip: None,
+            mask: None,
+            mtu: None,
+            queue_size: 256,
+            id: None,
+            offload_tso: true,
+            offload_ufo: true,
+            offload_csum: true,
+            num_queues: 2,
+            host_mac: None,
+            iommu: false,
+            pci_segment: 0,
+            pci_device_id: None,
+            vhost_user: false,
+            vhost_socket: None,
+            vhost_mode: VhostMode::default(),
+            rate_limiter_config: None,
+        }
+    }
+}
+
+impl NetConfig {
+    /// Length of the network prefix that `mask` stands for, in bits. None without a mask, or when its ones do not
+    /// all come first.
+    pub fn prefix_len(&self) -> Option<u8> {
+        let (ones, total, leading) = match self.mask? {
+            IpAddr::V4(mask) => {
+                let bits = mask.to_bits();
+                (bits.count_ones(), 32, bits.leading_ones())
+            }
+            IpAddr::V6(mask) => {
+                let bits = mask.to_bits();
+                (bits.count_ones(), 128, bits.leading_ones())
+            }
+        };
+        (ones == leading && ones <= total)
+            .then(|| u8::try_from(ones).ok())
+            .flatten()
+    }
+
+    fn check_tap(&self) -> Result<(), ConfigError> {
+        if let Some(tap) = &self.tap {
+            let fits = (1..=MAX_TAP_NAME).contains(&tap.len())
+                && !matches!(tap.as_str(), "." | "..")
+                && tap
+                    .bytes()
+                    .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'));
+            if !fits {
+                return Err(ConfigError::invalid(
+                    "tap",
+                    format!("{tap:?}"),
+                    format!("expected an interface name of 1 to {MAX_TAP_NAME} characters"),
+                ));
+            }
+        }
+        let Some(fds) = &self.fds else { return Ok(()) };
+        let shown = format!("{fds:?}");
+        let problem = match fds.as_slice() {
+            [] | [_, _, ..] => "expected one descriptor, as there is one pair of queues",
+            [fd] if *fd <= 2 => "expected a descriptor above 2, as 0 to 2 are the terminal's",
+            _ if self.tap.is_some() => "expected either a tap's name or its descriptor, not both",
+            _ if self.ip.is_some() => {
+                "expected no ip beside it: who opened the tap gives it its address"
+            }
+            _ => return Ok(()),
+        };
+        Err(ConfigError::invalid("fds", shown, problem))
+    }
+
+    fn check_address(&self) -> Result<(), ConfigError> {
+        match (self.ip, self.mask) {
+            (None, None) => Ok(()),
+            (Some(_), None) => Err(ConfigError::missing(
+                "mask",
+                "a network mask beside ip, as in 255.255.255.0",
+            )),
+            (None, Some(_)) => Err(ConfigError::missing(
+                "ip",
+                "an address beside mask, as in 192.168.249.1",
+            )),
+            (Some(ip), Some(mask)) => {
+                if ip.is_ipv4() != mask.is_ipv4() {
+                    return Err(ConfigError::invalid(
+                        "mask",
+                        mask,
+                        format!("expected the same IP version as that of ip, {ip}"),
+                    ));
+                }
+                if self.prefix_len().is_none() {
+                    return Err(ConfigError::invalid(
+                        "mask",
+                        mask,
+                        "expected a network mask, ones before zeros, as in 255.255.255.0",
+                    ));
+                }
+                if ip.is_unspecified() || ip.is_multicast() {
+                    return Err(ConfigError::invalid(
+                        "ip",
+                        ip,
+                        "expected the address of one host",
+                    ));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Section for NetConfig {
+    const UNSUPPORTED: &'static [&'static str] = &[
+        "num_queues",
+        "host_mac",
+        "iommu",
+        "pci_segment",
+        "pci_device_id",
+        "vhost_user",
+        "vhost_socket",
+        "vhost_mode",
+        "rate_limiter_config",
+    ];
+
+    fn check(&self) -> Result<(), ConfigError> {
+        self.check_tap()?;
+        self.check_address()?;
+        check_queue_size(self.queue_size)?;
+        check_id(self.id.as_deref())?;
+        if let Some(mac) = self.mac
+            && !mac.is_unicast()
+        {
+            return Err(ConfigError::invalid(
+                "mac",
+                mac,
+                "expected a unicast address: the lowest bit of its first byte is 0, and it is not all zero",
+            ));
+        }
+        if let Some(mtu) = self.mtu
+            && mtu < MIN_MTU
+        {
+            return Err(ConfigError::invalid(
+                "mtu",
+                mtu,
+                format!("expected {MIN_MTU} to {}", u16::MAX),
+            ));
+        }
+        if !self.offload_csum && (self.offload_tso || self.offload_ufo) {
+            return Err(ConfigError::invalid(
+                "offload_csum",
+                "off",
+                "expected offload_tso=off and offload_ufo=off beside it, as both need checksum offload",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl OptionString for NetConfig {
+    const RENAMES: &'static [(&'static str, &'static str)] = &{
+        let [a, b, c, d, e, f] = RATE_LIMITER_RENAMES;
+        [("fd", "fds"), ("socket", "vhost_socket"), a, b, c, d, e, f]
+    };
+}
+
+impl FromStr for NetConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        option::parse(text)
+    }
+}

@@ -1,0 +1,102 @@
+//! Properties of the whole machine.
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use super::section::Section;
+
+/// Properties of the whole machine. Only the defaults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlatformConfig {
+    /// Number of PCI segments. Only 1.
+    pub num_pci_segments: u16,
+    /// Segments behind a virtual IOMMU. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iommu_segments: Option<Vec<u16>>,
+    /// Width of the virtual IOMMU's addresses, in bits. Only 64.
+    pub iommu_address_width_bits: u8,
+    /// SMBIOS serial number. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none", alias = "serial_number")]
+    pub system_serial_number: Option<String>,
+    /// SMBIOS UUID. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none", alias = "uuid")]
+    pub system_uuid: Option<String>,
+    /// SMBIOS OEM strings. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oem_strings: Option<Vec<String>>,
+    /// SMBIOS manufacturer. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_manufacturer: Option<String>,
+    /// SMBIOS product name. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_product_name: Option<String>,
+    /// SMBIOS version. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_version: Option<String>,
+    /// SMBIOS family. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_family: Option<String>,
+    /// SMBIOS SKU. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_sku_number: Option<String>,
+    /// SMBIOS asset tag of the chassis. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chassis_asset_tag: Option<String>,
+    /// Intel TDX guest. Only `false`.
+    pub tdx: bool,
+    /// AMD SEV-SNP guest. Only `false`.
+    pub sev_snp: bool,
+    /// Whether VFIO uses iommufd. Only `false`.
+    pub iommufd: bool,
+    /// Whether VFIO devices may reach each other. Only `true`.
+    pub vfio_p2p_dma: bool,
+}
+
+impl Default for PlatformConfig {
+    fn default() -> Self {
+        Self {
+            num_pci_segments: 1,
+            iommu_segments: None,
+            iommu_address_width_bits: 64,
+            system_serial_number: None,
+            system_uuid: None,
+            oem_strings: None,
+            system_manufacturer: None,
+            system_product_name: None,
+            system_version: None,
+            system_family: None,
+            system_sku_number: None,
+            chassis_asset_tag: None,
+            tdx: false,
+            sev_snp: false,
+            iommufd: false,
+            vfio_p2p_dma: true,
+        }
+    }
+}
+
+impl Section for PlatformConfig {
+    const UNSUPPORTED: &'static [&'static str] = &[
+        "num_pci_segments",
+        "iommu_segments",
+        "iommu_address_width_bits",
+        "system_serial_number",
+        "system_uuid",
+        "oem_strings",
+        "system_manufacturer",
+        "system_product_name",
+        "system_version",
+        "system_family",
+        "system_sku_number",
+        "chassis_asset_tag",
+        "tdx",
+        "sev_snp",
+        "iommufd",
+        "vfio_p2p_dma",
+    ];
+
+    fn check(&self) -> Result<(), ConfigError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,338 @@
+//! Option strings and the flags around them.
+
+use clap::{CommandFactory, Parser};
+
+use super::*;
+
+#[test]
+fn every_supported_key_of_each_option_is_read() {
+    let cpus: CpusConfig = "boot=2,max=8,topology=2:2:1:2".parse().unwrap();
+    assert_eq!((cpus.boot_vcpus, cpus.max_vcpus), (2, 8));
+    let topology = CpuTopology {
+        threads_per_core: 2,
+        cores_per_die: 2,
+        dies_per_package: 1,
+        packages: 2,
+    };
+    assert_eq!(cpus.topology, Some(topology));
+
+    let memory: MemoryConfig =
+        "size=2G,shared=on,hugepages=on,hugepage_size=2M,prefault=on,mergeable=off,thp=off"
+            .parse()
+            .unwrap();
+    let expected = MemoryConfig {
+        size: ByteSize(2 << 30),
+        shared: true,
+        hugepages: true,
+        hugepage_size: Some(ByteSize::mib(2)),
+        prefault: true,
+        thp: false,
+        ..MemoryConfig::default()
+    };
+    assert_eq!(memory, expected);
+
+    let disk: DiskConfig = "path=/d.img,readonly=on,id=root,serial=S1,queue_size=64,image_type=raw"
+        .parse()
+        .unwrap();
+    let expected = DiskConfig {
+        path: "/d.img".into(),
+        readonly: true,
+        id: Some("root".to_owned()),
+        serial: Some("S1".to_owned()),
+        queue_size: 64,
+        image_type: ImageType::Raw,
+        ..DiskConfig::default()
+    };
+    assert_eq!(disk, expected);
+
+    let net: NetConfig =
+        "tap=tap0,mac=52:54:00:12:34:56,ip=10.0.0.1,mask=255.255.255.0,mtu=1400,id=n,queue_size=512,\
+         num_queues=2,offload_tso=off,offload_ufo=off,offload_csum=off"
+            .parse()
+            .unwrap();
+    let expected = NetConfig {
+        tap: Some("tap0".to_owned()),
+        mac: Some(MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56])),
+        ip: Some([10, 0, 0, 1].into()),
+        mask: Some([255, 255, 255, 0].into()),
+        mtu: Some(1400),
+        id: Some("n".to_owned()),
+        queue_size: 512,
+        offload_tso: false,
+        offload_ufo: false,
+        offload_csum: false,
+        ..NetConfig::default()
+    };
+    assert_eq!(net, expected);
+
+    let net: NetConfig = "fd=7".parse().unwrap();
+    assert_eq!(net.fds, Some(vec![7]));
+
+    let rng: RngConfig = "src=/dev/random,id=entropy".parse().unwrap();
+    assert_eq!(rng.src, std::path::Path::new("/dev/random"));
+}
+
+#[test]
+fn serial_takes_each_mode_by_its_name() {
+    let mode = |text: &str| text.parse::<SerialConfig>().unwrap().mode;
+    assert_eq!(mode("tty"), ConsoleOutputMode::Tty);
+    assert_eq!(mode("null"), ConsoleOutputMode::Null);
+    assert_eq!(mode("off"), ConsoleOutputMode::Off);
+    assert_eq!(mode("pty"), ConsoleOutputMode::Pty);
+    let file: SerialConfig = "file=/tmp/log".parse().unwrap();
+    assert_eq!(file.mode, ConsoleOutputMode::File);
+    assert_eq!(file.file, Some("/tmp/log".into()));
+    let socket: SerialConfig = "socket=/tmp/s".parse().unwrap();
+    assert_eq!(socket.mode, ConsoleOutputMode::Socket);
+    assert_eq!(socket.socket, Some("/tmp/s".into()));
+}
+
+#[test]
+fn serial_takes_one_mode_only() {
+    insta::assert_snapshot!(refusal::<SerialConfig>("ttyy"),
+        @r#"unknown key "ttyy"; known keys: off, null, tty, pty, file, socket"#);
+    insta::assert_snapshot!(refusal::<SerialConfig>("tty,file=/tmp/x"),
+        @r#"key "mode" is given more than once"#);
+    insta::assert_snapshot!(refusal::<SerialConfig>("file"), @r#""file": expected file=VALUE"#);
+}
+
+#[test]
+fn max_is_boot_when_not_given() {
+    let cpus: CpusConfig = "boot=4".parse().unwrap();
+    assert_eq!((cpus.boot_vcpus, cpus.max_vcpus), (4, 4));
+}
+
+#[test]
+fn unknown_keys_are_named_with_the_known_ones() {
+    insta::assert_snapshot!(refusal::<DiskConfig>("pth=/d.img"),
+        @r#"unknown key "pth"; known keys: path, readonly, queue_size, serial, id, image_type"#);
+    insta::assert_snapshot!(refusal::<CpusConfig>("boots=1"),
+        @r#"unknown key "boots"; known keys: boot, max, topology"#);
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot_vcpus=1"),
+        @r#"unknown key "boot_vcpus"; known keys: boot, max, topology"#);
+    insta::assert_snapshot!(refusal::<MemoryConfig>("512M"),
+        @r#"unknown key "512M"; known keys: size, shared, hugepages, hugepage_size, prefault, mergeable, thp"#);
+    insta::assert_snapshot!(refusal::<NetConfig>("tap=a,fds=3"),
+        @r#"unknown key "fds"; known keys: tap, fd, mac, ip, mask, mtu, queue_size, id, offload_tso, offload_ufo, offload_csum"#);
+    insta::assert_snapshot!(refusal::<RngConfig>("source=/x"),
+        @r#"unknown key "source"; known keys: src, id"#);
+}
+
+#[test]
+fn bad_values_name_field_value_and_expectation() {
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,readonly=maybe"),
+        @r#"bad value "maybe" for readonly: expected on or off"#);
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,queue_size=100000"),
+        @r#"bad value "100000" for queue_size: expected an integer from 0 to 65535"#);
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=two"),
+        @r#"bad value "two" for boot: expected an integer from 0 to 4294967295"#);
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=0"),
+        @"bad value 0 for boot: expected 1 to 254 vCPUs");
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=4,max=2"),
+        @"bad value 2 for max: expected at least the 4 vCPUs to boot with and at most 254");
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=4,topology=2:2"),
+        @r#"bad value "2:2" for topology: expected threads_per_core:cores_per_die:dies_per_package:packages"#);
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=4,topology=4"),
+        @r#"bad value "4" for topology: expected threads_per_core:cores_per_die:dies_per_package:packages"#);
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=4,topology=1:x:1:1"),
+        @r#"bad value "1:x:1:1" for topology: expected an integer from 0 to 65535"#);
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1X"),
+        @r#"bad value "1X" for size: expected a number of bytes, with K, M, G or T for powers of 1024, below 2^64"#);
+    insta::assert_snapshot!(refusal::<NetConfig>("mac=52:54:00"),
+        @r#"bad value "52:54:00" for mac: expected six hexadecimal bytes as in 52:54:00:12:34:56"#);
+    insta::assert_snapshot!(refusal::<NetConfig>("ip=10.0.0,mask=255.0.0.0"),
+        @r#"bad value "10.0.0" for ip: invalid IP address syntax"#);
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,image_type=vmdk"),
+        @r#"bad value "vmdk" for image_type: expected one of fixed-vhd, qcow2, raw, vhdx, unknown"#);
+    insta::assert_snapshot!(refusal::<NetConfig>("fd=x"),
+        @r#"bad value "x" for fd: expected an integer from -2147483648 to 2147483647"#);
+}
+
+#[test]
+fn a_missing_path_is_named() {
+    insta::assert_snapshot!(refusal::<DiskConfig>("readonly=on"),
+        @"path is missing: expected the path of a raw image file or a block device");
+    assert_eq!(
+        refusal::<DiskConfig>("path="),
+        refusal::<DiskConfig>("readonly=on")
+    );
+}
+
+#[test]
+fn duplicate_keys_are_refused() {
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/a,path=/b"),
+        @r#"key "path" is given more than once"#);
+    insta::assert_snapshot!(refusal::<NetConfig>("mac=,mac=52:54:00:12:34:56"),
+        @r#"key "mac" is given more than once"#);
+}
+
+#[test]
+fn keys_known_to_cloud_hypervisor_are_accepted_at_their_default_only() {
+    let disk: DiskConfig =
+        "path=/d,direct=off,num_queues=1,vhost_user=off,sparse=on,pci_segment=0,bw_size=0,ops_size=0,\
+         lock_granularity=byte-range,backing_files=off,iommu=off"
+            .parse()
+            .unwrap();
+    assert_eq!(disk.rate_limiter_config, None);
+    let cpus: CpusConfig =
+        "boot=1,kvm_hyperv=off,max_phys_bits=46,nested=on,core_scheduling=vm,profile=host,features=[]"
+            .parse()
+            .unwrap();
+    assert_eq!(cpus, CpusConfig::default());
+    "size=1G,hotplug_method=acpi,reserve=off"
+        .parse::<MemoryConfig>()
+        .unwrap();
+
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,num_queues=4"),
+        @"num_queues is known to the Cloud Hypervisor API but not supported by podvisor: 4 was given, only the default (1) is accepted");
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,socket=/tmp/s"),
+        @r#"socket is known to the Cloud Hypervisor API but not supported by podvisor: "/tmp/s" was given, only the default (none) is accepted"#);
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,image_type=qcow2"),
+        @"image_type is known to the Cloud Hypervisor API but not supported by podvisor: Qcow2 was given, only the default (Raw) is accepted");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hotplug_method=virtio-mem"),
+        @r#"hotplug_method is known to the Cloud Hypervisor API but not supported by podvisor: "VirtioMem" was given, only the default ("Acpi") is accepted"#);
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=1,features=amx"),
+        @r#"features is known to the Cloud Hypervisor API but not supported by podvisor: {"amx":true} was given, only the default ({"amx":false}) is accepted"#);
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=1,affinity=[0@[1,3-4]]"),
+        @r#"affinity is known to the Cloud Hypervisor API but not supported by podvisor: [{"host_cpus":[1,3,4],"vcpu":0}] was given, only the default (none) is accepted"#);
+    insta::assert_snapshot!(refusal::<NetConfig>("bw_size=1000,bw_refill_time=100"),
+        @r#"bw_size is known to the Cloud Hypervisor API but not supported by podvisor: {"bandwidth":{"refill_time":100,"size":1000}} was given, only the default (none) is accepted"#);
+    insta::assert_snapshot!(refusal::<ConsoleConfig>("tty"),
+        @r#"mode is known to the Cloud Hypervisor API but not supported by podvisor: "Tty" was given, only the default ("Off") is accepted"#);
+    assert_eq!("off".parse(), Ok(ConsoleConfig::default()));
+}
+
+#[test]
+fn an_empty_value_means_the_default() {
+    let net: NetConfig = "tap=,mac=,ip=,mask=".parse().unwrap();
+    assert_eq!(net, NetConfig::default());
+}
+
+#[test]
+fn quoted_values_may_hold_commas_and_quotes() {
+    let disk: DiskConfig = r#"path="/a,b ""c"".img",readonly=on"#.parse().unwrap();
+    assert_eq!(disk.path, std::path::Path::new(r#"/a,b "c".img"#));
+    let disk: DiskConfig = r#"path=/disk[1].img"#.parse().unwrap();
+    assert_eq!(disk.path, std::path::Path::new("/disk[1].img"));
+    let disk: DiskConfig = r#"path="/half[.img""#.parse().unwrap();
+    assert_eq!(disk.path, std::path::Path::new("/half[.img"));
+}
+
+#[test]
+fn unbalanced_quotes_and_brackets_are_refused() {
+    insta::assert_snapshot!(refusal::<DiskConfig>(r#"path="/a"#),
+        @r#""path=\"/a": expected a closing quote; a value with such a character is put in quotes"#);
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/a["),
+        @r#""path=/a[": expected a ] for each [; a value with such a character is put in quotes"#);
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/a]"),
+        @r#""path=/a]": expected a [ before each ]; a value with such a character is put in quotes"#);
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/a,,id=b"),
+        @r#""path=/a,,id=b": expected key=value between the commas"#);
+}
+
+#[test]
+fn a_range_in_a_list_is_bounded() {
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=1,affinity=0@[0-4294967295]"),
+        @r#"bad value "0@[0-4294967295]" for affinity: expected a range FIRST-LAST, not "0-4294967295""#);
+}
+
+#[test]
+fn sizes_take_binary_suffixes() {
+    let size = |text: &str| text.parse::<ByteSize>().map(ByteSize::bytes);
+    assert_eq!(size("0"), Ok(0));
+    assert_eq!(size("4096"), Ok(4096));
+    assert_eq!(size("3K"), Ok(3 << 10));
+    assert_eq!(size("512m"), Ok(512 << 20));
+    assert_eq!(size("5G"), Ok(5 << 30));
+    assert_eq!(size("2T"), Ok(2 << 40));
+    for bad in ["", "K", "-1", "+1", "1.5G", "1 G", "1GB", "16777216T", "ü"] {
+        assert!(size(bad).is_err(), "{bad:?} was accepted");
+    }
+}
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(flatten)]
+    vm: VmArgs,
+}
+
+fn from_flags(flags: &[&str]) -> Result<VmConfig, ConfigError> {
+    let flags = std::iter::once("podvisor").chain(flags.iter().copied());
+    Cli::try_parse_from(flags).unwrap().vm.into_config()
+}
+
+#[test]
+fn flags_make_a_machine() {
+    let config = from_flags(&[
+        "--kernel",
+        "/boot/vmlinuz",
+        "--initramfs",
+        "/boot/initrd",
+        "--cmdline",
+        "-x console=ttyS0",
+        "--cpus",
+        "boot=2",
+        "--memory",
+        "size=1G",
+        "--disk",
+        "path=/a",
+        "path=/b",
+        "--disk",
+        "path=/c",
+        "--net",
+        "tap=t0",
+        "--serial",
+        "file=/tmp/log",
+        "--pvpanic=off",
+    ])
+    .unwrap();
+    let paths: Vec<_> = config.disks.iter().map(|disk| disk.path.clone()).collect();
+    assert_eq!(paths, ["/a", "/b", "/c"].map(std::path::PathBuf::from));
+    assert_eq!(config.payload.cmdline.as_deref(), Some("-x console=ttyS0"));
+    assert_eq!(config.cpus.boot_vcpus, 2);
+    assert_eq!(config.memory.size, ByteSize(1 << 30));
+    assert_eq!(config.net.len(), 1);
+    assert_eq!(config.serial.mode, ConsoleOutputMode::File);
+    assert!(!config.pvpanic);
+}
+
+#[test]
+fn a_kernel_alone_makes_a_machine_on_the_terminal() {
+    let config = from_flags(&["--kernel", "/boot/vmlinuz"]).unwrap();
+    assert_eq!(config.serial.mode, ConsoleOutputMode::Tty);
+    assert_eq!(config.console.mode, ConsoleOutputMode::Off);
+    assert!(config.pvpanic);
+    assert_eq!(config.memory.size, ByteSize::mib(512));
+}
+
+#[test]
+fn a_machine_without_a_kernel_is_refused() {
+    insta::assert_snapshot!(from_flags(&[]).unwrap_err(),
+        @"payload.kernel is missing: expected the path of a kernel (an ELF file or a bzImage), --kernel on the command line");
+    insta::assert_snapshot!(from_flags(&["--firmware", "/fw"]).unwrap_err(),
+        @r#"payload.firmware is known to the Cloud Hypervisor API but not supported by podvisor: "/fw" was given, only the default (none) is accepted"#);
+}
+
+#[test]
+fn clap_names_the_flag_of_a_bad_value() {
+    let error = Cli::try_parse_from(["podvisor", "--disk", "pth=/a"]).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    let text = error.to_string();
+    assert!(
+        text.contains("invalid value 'pth=/a' for '--disk <path=PATH,...>...'"),
+        "{text}"
+    );
+    assert!(
+        text.contains("unknown key \"pth\"; known keys: path"),
+        "{text}"
+    );
+}
+
+#[test]
+fn flags_are_well_formed_and_the_help_fits_80_columns() {
+    Cli::command().debug_assert();
+    let help = Cli::command().term_width(80).render_help().to_string();
+    for line in help.lines() {
+        assert!(line.chars().count() <= 80, "{line:?}");
+    }
+}

@@ -1,0 +1,188 @@
+//! Rules between fields.
+
+use super::*;
+
+#[test]
+fn the_topology_must_hold_all_vcpus() {
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=4,topology=2:1:1:1"),
+        @"bad value 2:1:1:1 for topology: expected threads per core × cores per die × dies per package × packages to be the largest number of vCPUs (4), not 2");
+    refusal::<CpusConfig>("boot=1,topology=0:1:1:1");
+    refusal::<CpusConfig>("boot=1,topology=65535:65535:65535:65535");
+    "boot=64".parse::<CpusConfig>().unwrap();
+    refusal::<CpusConfig>("boot=255");
+}
+
+#[test]
+fn memory_is_made_of_whole_pages() {
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=0"),
+        @"bad value 0 for size: expected 8M to 32T");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=67108865"),
+        @"bad value 67108865 for size: expected a multiple of the page size, 4K");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1537M,hugepages=on,hugepage_size=1G"),
+        @"bad value 1537M for size: expected a multiple of the page size, 1G");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=65M,hugepages=on"),
+        @"bad value 65M for size: expected a multiple of the page size, 2M");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hugepage_size=2M"),
+        @"bad value 2M for hugepage_size: expected hugepages=on beside it");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hugepages=on,hugepage_size=4M"),
+        @"bad value 4M for hugepage_size: expected 2M or 1G");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,shared=on,mergeable=on"),
+        @"bad value on for mergeable: expected shared=off and hugepages=off beside it, as the kernel merges only anonymous pages of normal size");
+}
+
+#[test]
+fn network_addresses_go_in_pairs() {
+    insta::assert_snapshot!(refusal::<NetConfig>("ip=10.0.0.1"),
+        @"mask is missing: expected a network mask beside ip, as in 255.255.255.0");
+    insta::assert_snapshot!(refusal::<NetConfig>("mask=255.0.0.0"),
+        @"ip is missing: expected an address beside mask, as in 192.168.249.1");
+    insta::assert_snapshot!(refusal::<NetConfig>("ip=10.0.0.1,mask=255.0.255.0"),
+        @"bad value 255.0.255.0 for mask: expected a network mask, ones before zeros, as in 255.255.255.0");
+    insta::assert_snapshot!(refusal::<NetConfig>("ip=10.0.0.1,mask=ffff::"),
+        @"bad value ffff:: for mask: expected the same IP version as that of ip, 10.0.0.1");
+    insta::assert_snapshot!(refusal::<NetConfig>("ip=0.0.0.0,mask=255.0.0.0"),
+        @"bad value 0.0.0.0 for ip: expected the address of one host");
+    let net: NetConfig = "ip=fd00::1,mask=ffff:ffff:ffff:ffff::".parse().unwrap();
+    assert_eq!(net.prefix_len(), Some(64));
+}
+
+#[test]
+fn taps_are_given_by_name_or_by_descriptor() {
+    insta::assert_snapshot!(refusal::<NetConfig>("tap=a,fd=3"),
+        @"bad value [3] for fd: expected either a tap's name or its descriptor, not both");
+    insta::assert_snapshot!(refusal::<NetConfig>("fd=1"),
+        @"bad value [1] for fd: expected a descriptor above 2, as 0 to 2 are the terminal's");
+    insta::assert_snapshot!(refusal::<NetConfig>("fd=[3,4]"),
+        @"bad value [3, 4] for fd: expected one descriptor, as there is one pair of queues");
+    insta::assert_snapshot!(refusal::<NetConfig>("fd=3,ip=10.0.0.1,mask=255.0.0.0"),
+        @"bad value [3] for fd: expected no ip beside it: who opened the tap gives it its address");
+    insta::assert_snapshot!(refusal::<NetConfig>("tap=a-name-too-long-for-linux"),
+        @r#"bad value "a-name-too-long-for-linux" for tap: expected an interface name of 1 to 15 characters"#);
+    for name in ["a/b", "a b", "..", "tap%d"] {
+        refusal::<NetConfig>(&format!("tap={name}"));
+    }
+}
+
+#[test]
+fn macs_are_unicast() {
+    insta::assert_snapshot!(refusal::<NetConfig>("mac=ff:ff:ff:ff:ff:ff"),
+        @"bad value ff:ff:ff:ff:ff:ff for mac: expected a unicast address: the lowest bit of its first byte is 0, and it is not all zero");
+    refusal::<NetConfig>("mac=00:00:00:00:00:00");
+    for bad in [
+        "52:54:00:12:34:5",
+        "52:54:00:12:34:56:78",
+        "52-54-00-12-34-56",
+        "+2:54:00:12:34:56",
+    ] {
+        refusal::<NetConfig>(&format!("mac={bad}"));
+    }
+}
+
+#[test]
+fn offloads_need_the_checksum_offload() {
+    insta::assert_snapshot!(refusal::<NetConfig>("offload_csum=off"),
+        @"bad value off for offload_csum: expected offload_tso=off and offload_ufo=off beside it, as both need checksum offload");
+}
+
+#[test]
+fn small_mtus_are_refused() {
+    insta::assert_snapshot!(refusal::<NetConfig>("mtu=67"),
+        @"bad value 67 for mtu: expected 68 to 65535");
+    "mtu=68".parse::<NetConfig>().unwrap();
+    "mtu=65535".parse::<NetConfig>().unwrap();
+}
+
+#[test]
+fn queue_sizes_are_powers_of_two() {
+    for bad in ["0", "1", "2", "3", "100", "65535"] {
+        refusal::<DiskConfig>(&format!("path=/a,queue_size={bad}"));
+        refusal::<NetConfig>(&format!("queue_size={bad}"));
+    }
+    for good in ["4", "256", "32768"] {
+        format!("path=/a,queue_size={good}")
+            .parse::<DiskConfig>()
+            .unwrap();
+    }
+}
+
+#[test]
+fn serial_numbers_fit_the_get_id_request() {
+    "path=/a,serial=12345678901234567890"
+        .parse::<DiskConfig>()
+        .unwrap();
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/a,serial=123456789012345678901"),
+        @r#"bad value "123456789012345678901" for serial: expected at most 20 ASCII characters"#);
+}
+
+#[test]
+fn device_names_are_unique() {
+    let disk = |id: &str| DiskConfig {
+        path: "/a".into(),
+        id: Some(id.to_owned()),
+        ..DiskConfig::default()
+    };
+    let mut config = bootable();
+    config.disks = vec![disk("a"), disk("b")];
+    config.validate().unwrap();
+    config.net = vec!["id=b".parse().unwrap()];
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @r#"bad value "b" for net[0].id: expected a name that no other device has"#);
+    refusal::<DiskConfig>("path=/a,id=__rng");
+    refusal::<DiskConfig>("path=/a,id=a b");
+}
+
+#[test]
+fn devices_without_a_name_get_a_free_one() {
+    let mut config = bootable();
+    config.disks = vec![
+        "path=/a".parse().unwrap(),
+        "path=/b,id=_net1".parse().unwrap(),
+    ];
+    config.net = vec!["tap=t".parse().unwrap()];
+    config.assign_ids();
+    assert_eq!(config.disks[0].id.as_deref(), Some("_disk0"));
+    assert_eq!(config.disks[1].id.as_deref(), Some("_net1"));
+    assert_eq!(config.net[0].id.as_deref(), Some("_net2"));
+    assert_eq!(config.rng.id.as_deref(), Some("_rng3"));
+    config.validate().unwrap();
+    let again = {
+        let mut again = config.clone();
+        again.assign_ids();
+        again
+    };
+    assert_eq!(again, config);
+}
+
+#[test]
+fn only_one_console_can_have_the_terminal() {
+    let mut config = bootable();
+    config.serial.mode = ConsoleOutputMode::Tty;
+    config.console.mode = ConsoleOutputMode::Tty;
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"bad value Tty for console.mode: expected another mode, as the serial port has the terminal");
+}
+
+#[test]
+fn console_paths_go_with_their_mode() {
+    let mut config = bootable();
+    config.serial.mode = ConsoleOutputMode::File;
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"serial.file is missing: expected file=PATH");
+    config.serial = SerialConfig {
+        mode: ConsoleOutputMode::Tty,
+        file: Some("/x".into()),
+        socket: None,
+    };
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @r#"bad value "/x" for serial.file: expected only with mode File, not with Tty"#);
+}
+
+#[test]
+fn long_command_lines_are_refused() {
+    let mut config = bootable();
+    config.payload.cmdline = Some("x".repeat(2047));
+    config.validate().unwrap();
+    config.payload.cmdline = Some("x".repeat(2048));
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"bad value of 2048 bytes for payload.cmdline: expected at most 2047 bytes");
+}

@@ -1,0 +1,305 @@
+//! The whole machine.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::section::{Section, Unsupported};
+use super::{
+    ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DebugConsoleConfig, DiskConfig,
+    MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig, SerialConfig,
+};
+
+/// The whole machine: the body of `vm.create`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VmConfig {
+    /// Virtual processors.
+    pub cpus: CpusConfig,
+    /// Guest memory.
+    pub memory: MemoryConfig,
+    /// What the machine boots.
+    pub payload: PayloadConfig,
+    /// Disks, in the order of their PCI slots.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_as_empty"
+    )]
+    pub disks: Vec<DiskConfig>,
+    /// Networks, in the order of their PCI slots.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_as_empty"
+    )]
+    pub net: Vec<NetConfig>,
+    /// Entropy device.
+    pub rng: RngConfig,
+    /// Serial port.
+    pub serial: SerialConfig,
+    /// Virtio console.
+    pub console: ConsoleConfig,
+    /// Whether the guest has a device to tell of its panic. On by default, unlike in Cloud Hypervisor, so that a
+    /// panic is never taken for a shutdown.
+    pub pvpanic: bool,
+    /// Debug console. Only off.
+    pub debug_console: DebugConsoleConfig,
+    /// Properties of the whole machine. Only the defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<PlatformConfig>,
+    /// Whether there is a virtual IOMMU. Only `false`.
+    pub iommu: bool,
+    /// Whether there is a watchdog. Only `false`.
+    pub watchdog: bool,
+    /// Whether the process is confined to the files of its configuration. Only `false`.
+    pub landlock_enable: bool,
+    /// Further files for the confined process. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub landlock_rules: Option<Unsupported>,
+    /// Limits that several disks share. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub rate_limit_groups: Option<Unsupported>,
+    /// Memory balloon. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub balloon: Option<Unsupported>,
+    /// Shared directories. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub fs: Option<Unsupported>,
+    /// Devices served by other processes. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub generic_vhost_user: Option<Unsupported>,
+    /// Persistent memory. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub pmem: Option<Unsupported>,
+    /// Host devices by VFIO. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub devices: Option<Unsupported>,
+    /// Devices by vfio-user. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub user_devices: Option<Unsupported>,
+    /// Devices by vDPA. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub vdpa: Option<Unsupported>,
+    /// Sockets between host and guest. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub vsock: Option<Unsupported>,
+    /// NUMA nodes. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub numa: Option<Unsupported>,
+    /// Virtio clock. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub rtc: Option<Unsupported>,
+    /// PCI segments. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub pci_segments: Option<Unsupported>,
+    /// TPM. Not supported.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "Unsupported::absent_when_empty"
+    )]
+    pub tpm: Option<Unsupported>,
+}
+
+fn null_as_empty<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            cpus: CpusConfig::default(),
+            memory: MemoryConfig::default(),
+            payload: PayloadConfig::default(),
+            disks: Vec::new(),
+            net: Vec::new(),
+            rng: RngConfig::default(),
+            serial: SerialConfig::default(),
+            console: ConsoleConfig::default(),
+            pvpanic: true,
+            debug_console: DebugConsoleConfig::default(),
+            platform: None,
+            iommu: false,
+            watchdog: false,
+            landlock_enable: false,
+            landlock_rules: None,
+            rate_limit_groups: None,
+            balloon: None,
+            fs: None,
+            generic_vhost_user: None,
+            pmem: None,
+            devices: None,
+            user_devices: None,
+            vdpa: None,
+            vsock: None,
+            numa: None,
+            rtc: None,
+            pci_segments: None,
+            tpm: None,
+        }
+    }
+}
+
+impl VmConfig {
+    /// Reads the JSON of `vm.create` and checks it.
+    ///
+    /// # Errors
+    /// What is wrong first, with the path of the field.
+    pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
+        let mut deserializer = serde_json::Deserializer::from_slice(json);
+        let config: Self = serde_path_to_error::deserialize(&mut deserializer)
+            .map_err(|error| ConfigError::json(&error.path().to_string(), error.inner()))?;
+        deserializer
+            .end()
+            .map_err(|error| ConfigError::json("", &error))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks each part, the parts against each other, and that nothing unsupported is asked for.
+    ///
+    /// # Errors
+    /// What is wrong first, with the path of the field as in `disks[0].queue_size`.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        Section::validate(self)
+    }
+
+    /// Names the devices that have no name: `_disk0`, `_net1`, and so on, with one count for all.
+    pub fn assign_ids(&mut self) {
+        let mut taken: HashSet<String> = self.device_ids().map(|(_, id)| id.to_owned()).collect();
+        let mut count = 0;
+        let mut assign = |kind: &str, id: &mut Option<String>| {
+            while id.is_none() {
+                let candidate = format!("_{kind}{count}");
+                count += 1;
+                if taken.insert(candidate.clone()) {
+                    *id = Some(candidate);
+                }
+            }
+        };
+        for disk in &mut self.disks {
+            assign("disk", &mut disk.id);
+        }
+        for net in &mut self.net {
+            assign("net", &mut net.id);
+        }
+        assign("rng", &mut self.rng.id);
+    }
+
+    /// The names that devices have, each with the path of its field.
+    fn device_ids(&self) -> impl Iterator<Item = (String, &str)> {
+        let disks = self.disks.iter().enumerate();
+        let disks = disks.map(|(index, disk)| (format!("disks[{index}].id"), disk.id.as_deref()));
+        let nets = self.net.iter().enumerate();
+        let nets = nets.map(|(index, net)| (format!("net[{index}].id"), net.id.as_deref()));
+        let rng = std::iter::once(("rng.id".to_owned(), self.rng.id.as_deref()));
+        disks
+            .chain(nets)
+            .chain(rng)
+            .filter_map(|(field, id)| Some((field, id?)))
+    }
+}
+
+impl Section for VmConfig {
+    const UNSUPPORTED: &'static [&'static str] = &[
+        "iommu",
+        "watchdog",
+        "landlock_enable",
+        "landlock_rules",
+        "rate_limit_groups",
+        "balloon",
+        "fs",
+        "generic_vhost_user",
+        "pmem",
+        "devices",
+        "user_devices",
+        "vdpa",
+        "vsock",
+        "numa",
+        "rtc",
+        "pci_segments",
+        "tpm",
+    ];
+
+    fn check(&self) -> Result<(), ConfigError> {
+        fn part(name: &str, section: &impl Section) -> Result<(), ConfigError> {
+            section.validate().map_err(|error| error.within(name))
+        }
+        part("payload", &self.payload)?;
+        part("cpus", &self.cpus)?;
+        part("memory", &self.memory)?;
+        for (index, disk) in self.disks.iter().enumerate() {
+            part(&format!("disks[{index}]"), disk)?;
+        }
+        for (index, net) in self.net.iter().enumerate() {
+            part(&format!("net[{index}]"), net)?;
+        }
+        part("rng", &self.rng)?;
+        if self.serial.mode == ConsoleOutputMode::Tty && self.console.mode == ConsoleOutputMode::Tty
+        {
+            return Err(ConfigError::invalid(
+                "console.mode",
+                "Tty",
+                "expected another mode, as the serial port has the terminal",
+            ));
+        }
+        part("serial", &self.serial)?;
+        part("console", &self.console)?;
+        part("debug_console", &self.debug_console)?;
+        if let Some(platform) = &self.platform {
+            part("platform", platform)?;
+        }
+        let mut ids = HashSet::new();
+        for (field, id) in self.device_ids() {
+            if !ids.insert(id) {
+                return Err(ConfigError::invalid(
+                    &field,
+                    format!("{id:?}"),
+                    "expected a name that no other device has",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
