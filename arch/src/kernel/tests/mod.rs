@@ -1,0 +1,4 @@
+mod elf_images;
+mod files;
+mod fixtures;
+mod packed;

@@ -1,0 +1,231 @@
+//! The DSDT: PCI host bridge, event device, power button, serial port, pvpanic and soft-off.
+
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
+    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, MethodCall,
+    Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
+    ZERO,
+};
+use acpi_tables::sdt::Sdt;
+use acpi_tables::{Aml, AmlSink};
+
+use super::{
+    AcpiConfig, AcpiEvent, AcpiEventAction, AcpiPci, OEM_ID, OEM_REVISION, OEM_TABLE_ID, to_bytes,
+};
+use crate::x86_64::layout::{
+    ACPI_EVENT, AddressRange, COM_PORT_COUNT, COM1_PORT, EVENT_POWER_BUTTON, GED_GSI,
+    PCI_CONFIG_PORT, PCI_CONFIG_PORT_COUNT, PVPANIC_PORT, SLEEP_TYPE_S5,
+};
+
+/// From revision 2 on, AML integers have 64 bits.
+const REVISION: u8 = 2;
+const HEADER_LEN: u32 = 36;
+/// Length in bytes of the event register.
+const EVENT_REGISTER_LEN: u8 = 4;
+/// Device is present, enabled, shown and working (ACPI 6.5, section 6.3.7).
+const STATUS_WORKING: u8 = 0xf;
+const POWER_BUTTON: &str = "\\_SB_.PWRB";
+/// Notification value of a pressed power button (ACPI 6.5, table 5.168).
+const BUTTON_PRESSED: u8 = 0x80;
+
+/// The DSDT, which names no address of another table.
+pub(super) fn build(config: &AcpiConfig) -> Vec<u8> {
+    let mut devices: Vec<Vec<u8>> = vec![power_button(), event_device(&config.events)];
+    if let Some(pci) = &config.pci {
+        devices.push(pci_host_bridge(pci));
+        devices.push(reserved_memory(pci.ecam_reserved));
+    }
+    if let Some(gsi) = config.com1_gsi {
+        devices.push(serial_port(gsi));
+    }
+    if config.pvpanic {
+        devices.push(pvpanic());
+    }
+    let mut aml = Scope::raw(Path::new("\\_SB_"), devices.concat());
+    let sleep_type = Package::new(vec![&SLEEP_TYPE_S5, &SLEEP_TYPE_S5, &ZERO, &ZERO]);
+    Name::new(Path::new("\\_S5_"), &sleep_type).to_aml_bytes(&mut aml);
+    aml.extend_from_slice(&config.extra_aml);
+
+    let mut dsdt = Sdt::new(
+        *b"DSDT",
+        HEADER_LEN,
+        REVISION,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
+    );
+    dsdt.append_slice(&aml);
+    dsdt.as_slice().to_vec()
+}
+
+fn name(path: &str, value: &dyn Aml) -> Name {
+    Name::new(Path::new(path), value)
+}
+
+fn device(path: &str, children: &[&dyn Aml]) -> Vec<u8> {
+    to_bytes(&Device::new(Path::new(path), children.to_vec()))
+}
+
+fn power_button() -> Vec<u8> {
+    device(
+        "PWRB",
+        &[
+            &name("_HID", &EISAName::new("PNP0C0C")),
+            &name("_UID", &ZERO),
+        ],
+    )
+}
+
+/// The generic event device (ACPI 6.5, section 5.6.9): its interrupt says that the event register has a bit set, and
+/// reading the register clears it.
+fn event_device(events: &[AcpiEvent]) -> Vec<u8> {
+    let power_button = AcpiEvent {
+        bit: EVENT_POWER_BUTTON,
+        action: AcpiEventAction::Notify {
+            object: POWER_BUTTON,
+            value: BUTTON_PRESSED,
+        },
+    };
+    let branches = std::iter::once(&power_button)
+        .chain(events)
+        .flat_map(event_branch)
+        .collect();
+    device(
+        "GED_",
+        &[
+            &name("_HID", &"ACPI0013"),
+            &name("_UID", &ZERO),
+            &name("_CRS", &ResourceTemplate::new(vec![&interrupt(GED_GSI)])),
+            &OpRegion::new(
+                Path::new("EVRG"),
+                OpRegionSpace::SystemMemory,
+                &ACPI_EVENT.start,
+                &EVENT_REGISTER_LEN,
+            ),
+            &Field::new(
+                Path::new("EVRG"),
+                FieldAccessType::DWord,
+                FieldLockRule::NoLock,
+                FieldUpdateRule::WriteAsZeroes,
+                vec![FieldEntry::Named(
+                    *b"EVNT",
+                    usize::from(EVENT_REGISTER_LEN) * 8,
+                )],
+            ),
+            &Method::new(
+                Path::new("_EVT"),
+                1,
+                true,
+                vec![&Store::new(&EVENTS, &Path::new("EVNT")), &Raw(branches)],
+            ),
+        ],
+    )
+}
+
+/// The variable of `_EVT` that holds what was read from the event register.
+const EVENTS: Local = Local(0);
+
+/// `If (events & bit) { action }`.
+fn event_branch(event: &AcpiEvent) -> Vec<u8> {
+    let bit = 1u32.wrapping_shl(event.bit.into());
+    let is_set = And::new(&ZERO, &EVENTS, &bit);
+    match event.action {
+        AcpiEventAction::Notify { object, value } => to_bytes(&If::new(
+            &is_set,
+            vec![&Notify::new(&Path::new(object), &value)],
+        )),
+        AcpiEventAction::Call { method } => to_bytes(&If::new(
+            &is_set,
+            vec![&MethodCall::new(Path::new(method), vec![])],
+        )),
+    }
+}
+
+fn pci_host_bridge(pci: &AcpiPci) -> Vec<u8> {
+    let memory = AddressSpaceCacheable::NotCacheable;
+    let config_ports = IO::new(PCI_CONFIG_PORT, PCI_CONFIG_PORT, 1, PCI_CONFIG_PORT_COUNT);
+    let resources = Raw(to_bytes(&ResourceTemplate::new(vec![
+        &AddressSpace::new_bus_number(0u16, u16::from(pci.last_bus())),
+        &config_ports,
+        &AddressSpace::new_memory(
+            memory,
+            true,
+            pci.mmio32.start as u32,
+            pci.mmio32.last() as u32,
+            None,
+        ),
+        &AddressSpace::new_memory(memory, true, pci.mmio64.start, pci.mmio64.last(), None),
+    ])));
+    device(
+        "PCI0",
+        &[
+            &name("_HID", &EISAName::new("PNP0A08")),
+            &name("_CID", &EISAName::new("PNP0A03")),
+            &name("_UID", &ZERO),
+            &name("_SEG", &ZERO),
+            &name("_BBN", &ZERO),
+            &name("_CCA", &ONE),
+            &name("_CBA", &pci.ecam.start),
+            &name("_CRS", &resources),
+        ],
+    )
+}
+
+/// A motherboard resource that keeps the ECAM free, without which Linux does not use it.
+fn reserved_memory(range: AddressRange) -> Vec<u8> {
+    let memory = Memory32Fixed::new(true, range.start as u32, range.len as u32);
+    device(
+        "MBRD",
+        &[
+            &name("_HID", &EISAName::new("PNP0C02")),
+            &name("_UID", &ZERO),
+            &name("_CRS", &ResourceTemplate::new(vec![&memory])),
+        ],
+    )
+}
+
+fn serial_port(gsi: u32) -> Vec<u8> {
+    device(
+        "COM1",
+        &[
+            &name("_HID", &EISAName::new("PNP0501")),
+            &name("_UID", &ZERO),
+            &name("_DDN", &"COM1"),
+            &name(
+                "_CRS",
+                &ResourceTemplate::new(vec![
+                    &interrupt(gsi),
+                    &IO::new(COM1_PORT, COM1_PORT, 1, COM_PORT_COUNT),
+                ]),
+            ),
+        ],
+    )
+}
+
+fn pvpanic() -> Vec<u8> {
+    device(
+        "PEVT",
+        &[
+            &name("_HID", &"QEMU0001"),
+            &name("_STA", &STATUS_WORKING),
+            &name(
+                "_CRS",
+                &ResourceTemplate::new(vec![&IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1)]),
+            ),
+        ],
+    )
+}
+
+/// An edge-triggered, active-high interrupt of one device, as irqfds make them.
+fn interrupt(gsi: u32) -> Interrupt {
+    Interrupt::new(true, true, false, false, gsi)
+}
+
+/// AML that is made already.
+struct Raw(Vec<u8>);
+
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}
