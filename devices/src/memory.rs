@@ -1,0 +1,13 @@
+//! The guest's memory as the devices see it.
+
+use vm_memory::{GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
+
+/// One map of guest RAM: regions of host memory at guest physical addresses.
+pub type Ram = GuestMemoryMmap<()>;
+
+/// The current map of guest RAM. Memory hotplug replaces the map; whoever holds a [`Ram`] loaded from here keeps its
+/// regions alive until it lets go.
+pub type GuestRam = GuestMemoryAtomic<Ram>;
+
+/// The map of guest RAM as it was when it was loaded, for the length of one batch of work.
+pub type RamGuard = GuestMemoryLoadGuard<Ram>;

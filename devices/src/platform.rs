@@ -1,0 +1,23 @@
+//! What the guest asks of the machine as a whole.
+
+/// A request of the guest that only the owner of the machine can carry out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlatformEvent {
+    /// The guest pulled a reset line: i8042 command 0xfe or the ACPI reset register.
+    Reset,
+    /// The guest entered ACPI sleep state S5.
+    PowerOff,
+    /// The guest kernel reported a panic through pvpanic.
+    Panicked,
+    /// The guest kernel panicked, and boots a crash kernel.
+    CrashLoaded,
+}
+
+/// Where a device sends a [`PlatformEvent`].
+///
+/// Called on a vCPU's exit: an implementation neither blocks nor allocates, and takes the same event any number of
+/// times, since a guest can write a register in a loop.
+pub trait Platform: Send + Sync {
+    /// Passes the event on to the owner of the machine.
+    fn raise(&self, event: PlatformEvent);
+}

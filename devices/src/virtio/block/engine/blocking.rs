@@ -1,0 +1,36 @@
+//! Transfers by system calls that block.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::{Completion, Operation};
+use crate::virtio::block::disk::Disk;
+
+/// Carries every operation out while it is submitted.
+#[derive(Debug)]
+pub(crate) struct Blocking {
+    disk: Arc<dyn Disk>,
+    ended: VecDeque<Completion>,
+}
+
+impl Blocking {
+    pub(super) fn new(disk: Arc<dyn Disk>, depth: u16) -> Self {
+        Self {
+            disk,
+            ended: VecDeque::with_capacity(usize::from(depth)),
+        }
+    }
+
+    pub(super) fn submit(&mut self, token: u16, operation: Operation<'_>) {
+        let result = match operation {
+            Operation::Read { pieces, offset } => self.disk.read_at(pieces, offset),
+            Operation::Write { pieces, offset } => self.disk.write_at(pieces, offset),
+            Operation::Flush => self.disk.flush().map(|()| 0),
+        };
+        self.ended.push_back(Completion { token, result });
+    }
+
+    pub(super) fn next(&mut self) -> Option<Completion> {
+        self.ended.pop_front()
+    }
+}

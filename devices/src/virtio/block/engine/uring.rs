@@ -1,0 +1,130 @@
+//! Transfers by io_uring.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use io_uring::{IoUring, opcode, types};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{Completion, Operation};
+
+/// The disk in the ring's table of registered files.
+const DISK: types::Fixed = types::Fixed(0);
+
+/// IORING_ENTER_GETEVENTS: wait for completions.
+const GET_EVENTS: u32 = 1;
+
+/// A ring of its own, with the disk registered in it.
+pub(crate) struct Uring {
+    ring: IoUring,
+    event: EventFd,
+    in_flight: usize,
+}
+
+impl fmt::Debug for Uring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uring")
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Uring {
+    pub(super) fn new(disk: BorrowedFd<'_>, depth: u16) -> io::Result<Self> {
+        let ring = IoUring::new(u32::from(depth))?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        ring.submitter().register_files(&[disk.as_raw_fd()])?;
+        ring.submitter().register_eventfd(event.as_raw_fd())?;
+        Ok(Self {
+            ring,
+            event,
+            in_flight: 0,
+        })
+    }
+
+    pub(super) fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// # Safety
+    ///
+    /// As for [`super::Engine::submit`].
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn submit(&mut self, token: u16, operation: Operation<'_>) {
+        let entry = match operation {
+            Operation::Read { pieces, offset } => {
+                let iovecs = pieces.iovecs();
+                opcode::Readv::new(DISK, iovecs.as_ptr(), iovecs.len() as u32)
+                    .offset(offset)
+                    .build()
+            }
+            Operation::Write { pieces, offset } => {
+                let iovecs = pieces.iovecs();
+                opcode::Writev::new(DISK, iovecs.as_ptr(), iovecs.len() as u32)
+                    .offset(offset)
+                    .build()
+            }
+            Operation::Flush => opcode::Fsync::new(DISK)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+        };
+        // SAFETY: the caller keeps the pieces and their list until the completion with this token was taken.
+        let pushed = unsafe {
+            self.ring
+                .submission()
+                .push(&entry.user_data(u64::from(token)))
+        };
+        // Tokens are unique, and there are as many entries as tokens.
+        pushed.expect("the submission queue has an entry for each token");
+    }
+
+    pub(super) fn kick(&mut self) -> io::Result<bool> {
+        while !self.ring.submission().is_empty() {
+            match self.ring.submit() {
+                Ok(0) => return Ok(false),
+                Ok(taken) => self.in_flight += taken,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    // The host is short of memory for requests.
+                    Some(libc::EAGAIN | libc::EBUSY) => return Ok(false),
+                    _ => return Err(error),
+                },
+            }
+        }
+        Ok(true)
+    }
+
+    pub(super) fn next(&mut self) -> Option<Completion> {
+        let entry = self.ring.completion().next()?;
+        self.in_flight -= 1;
+        let result = usize::try_from(entry.result())
+            .map_err(|_| io::Error::from_raw_os_error(-entry.result()));
+        Some(Completion {
+            // Only tokens were submitted.
+            token: entry.user_data() as u16,
+            result,
+        })
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub(super) fn wait(&mut self) {
+        // SAFETY: no argument is passed.
+        #[allow(unsafe_code)]
+        let result = unsafe {
+            self.ring
+                .submitter()
+                .enter::<libc::sigset_t>(0, 1, GET_EVENTS, None)
+        };
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                // Going on would free memory that the kernel still writes to.
+                panic!("io_uring does not wait for what it carries out: {error}")
+            }
+            _ => {}
+        }
+    }
+}

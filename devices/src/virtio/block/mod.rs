@@ -1,0 +1,21 @@
+//! Block device (virtio 1.2, 5.2): a [`Disk`] behind request queues, one worker thread per queue.
+//!
+//! A request goes straight between the disk and guest memory: its buffers are handed to io_uring as they are, or to
+//! `preadv` and `pwritev` where the host forbids io_uring.
+
+mod device;
+mod disk;
+mod engine;
+mod handler;
+mod metrics;
+mod slot;
+mod spec;
+
+#[cfg(test)]
+mod tests;
+
+pub use device::{Block, BlockSetup};
+pub use disk::{BlockSizes, Disk, DiskError, FileDisk, Pieces};
+pub use engine::EngineKind;
+pub use metrics::BlockMetrics;
+pub use spec::{ID_LEN, SECTOR_SIZE};

@@ -1,0 +1,196 @@
+//! Disks for tests.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
+
+use super::super::{BlockSizes, Disk, FileDisk, Pieces};
+use super::pattern;
+
+const SIZES: BlockSizes = BlockSizes {
+    logical: 512,
+    physical: 4096,
+};
+
+/// What a call to a [`ScriptDisk`] does instead of all that was asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Step {
+    /// Fails with an errno.
+    Fail(i32),
+    /// Moves at most so many bytes.
+    Short(usize),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Script {
+    pub(crate) data: Vec<u8>,
+    /// The data as of the last flush.
+    pub(crate) durable: Vec<u8>,
+    pub(crate) flushes: u32,
+    pub(crate) steps: VecDeque<Step>,
+    /// What every call after `steps` does.
+    pub(crate) always: Option<Step>,
+}
+
+impl Script {
+    fn limit(&mut self) -> io::Result<usize> {
+        match self.steps.pop_front().or(self.always) {
+            Some(Step::Fail(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(Step::Short(len)) => Ok(len),
+            None => Ok(usize::MAX),
+        }
+    }
+}
+
+/// A disk in memory that follows a script, through the engine of blocking calls.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ScriptDisk(pub(crate) Arc<Mutex<Script>>);
+
+impl ScriptDisk {
+    pub(crate) fn new(len: usize) -> Self {
+        let data = pattern(len);
+        Self(Arc::new(Mutex::new(Script {
+            durable: data.clone(),
+            data,
+            ..Script::default()
+        })))
+    }
+}
+
+impl Disk for ScriptDisk {
+    fn size(&self) -> u64 {
+        self.0.lock().unwrap().data.len() as u64
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn block_sizes(&self) -> BlockSizes {
+        SIZES
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn read_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
+        let mut script = self.0.lock().unwrap();
+        let limit = script.limit()?;
+        let mut done = 0;
+        for slice in pieces.slices() {
+            let from = &script.data[offset as usize + done..];
+            let len = slice.len().min(limit - done).min(from.len());
+            slice.subslice(0, len).unwrap().copy_from(&from[..len]);
+            done += len;
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
+        let mut script = self.0.lock().unwrap();
+        let limit = script.limit()?;
+        let mut done = 0;
+        for slice in pieces.slices() {
+            let len = slice.len().min(limit - done);
+            let to = &mut script.data[offset as usize + done..][..len];
+            slice.subslice(0, len).unwrap().copy_to(to);
+            done += len;
+        }
+        Ok(done)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let mut script = self.0.lock().unwrap();
+        script.limit()?;
+        script.flushes += 1;
+        script.durable = script.data.clone();
+        Ok(())
+    }
+}
+
+/// A file disk that io_uring does not get, or gets a descriptor for that it refuses.
+#[derive(Debug)]
+pub(crate) struct WithoutUring {
+    pub(crate) disk: FileDisk,
+    pub(crate) refused: Option<File>,
+}
+
+impl Disk for WithoutUring {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read_only(&self) -> bool {
+        self.disk.read_only()
+    }
+
+    fn block_sizes(&self) -> BlockSizes {
+        self.disk.block_sizes()
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.refused.as_ref().map(File::as_fd)
+    }
+
+    fn read_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
+        self.disk.read_at(pieces, offset)
+    }
+
+    fn write_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
+        self.disk.write_at(pieces, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.disk.flush()
+    }
+}
+
+/// Any descriptor as a disk, through io_uring only.
+#[derive(Debug)]
+pub(crate) struct UringDisk {
+    pub(crate) file: File,
+    pub(crate) size: u64,
+}
+
+impl UringDisk {
+    pub(crate) fn open(path: &str) -> Self {
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        Self {
+            file,
+            size: 1 << 20,
+        }
+    }
+}
+
+impl Disk for UringDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn block_sizes(&self) -> BlockSizes {
+        SIZES
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    fn read_at(&self, _pieces: Pieces<'_>, _offset: u64) -> io::Result<usize> {
+        panic!("io_uring is forbidden here; `sysctl kernel.io_uring_disabled=0` allows it")
+    }
+
+    fn write_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
+        self.read_at(pieces, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        panic!("io_uring is forbidden here; `sysctl kernel.io_uring_disabled=0` allows it")
+    }
+}

@@ -1,0 +1,210 @@
+//! From the host to the guest.
+
+use std::iter;
+
+use virtio_queue::{Error, QueueOwnedT, QueueT};
+
+use super::backend::{Backend, Fault};
+use super::handler::{Outcome, Shared};
+use super::link::{Port, PortState};
+use super::metrics::add;
+use super::posted::Posted;
+use super::spec::HEADER_LEN;
+use super::used::UsedRing;
+use crate::memory::RamGuard;
+use crate::virtio::ActiveQueue;
+use crate::virtio::chain::Buffers;
+
+/// Packets received before other work has its turn.
+const MAX_PACKETS: usize = 128;
+
+/// Chains taken from the ring before other work has its turn.
+const MAX_CHAINS: usize = 1024;
+
+/// What [`Rx::gather`] ended with.
+enum Gathered {
+    /// There are buffers to receive into.
+    Ready,
+    /// The guest has to offer buffers first.
+    Starved,
+    /// Other work has its turn.
+    Again,
+}
+
+/// A receive queue.
+pub(super) struct Rx {
+    pub(super) active: ActiveQueue,
+    used: UsedRing,
+    chain: Buffers,
+    posted: Posted,
+    /// Bytes to have room for before a packet is received.
+    want: u64,
+    /// VIRTIO_NET_F_MRG_RXBUF: a packet may fill several chains.
+    merge: bool,
+    /// The guest had offered room for the longest packet once, and so is one that will again.
+    offers_enough: bool,
+}
+
+impl Rx {
+    /// Receives packets of up to `want` bytes with their header.
+    pub(super) fn new(active: ActiveQueue, want: u64, merge: bool) -> Self {
+        Self {
+            used: UsedRing::new(&active.queue),
+            active,
+            chain: Buffers::new(),
+            posted: Posted::default(),
+            want,
+            merge,
+            offers_enough: false,
+        }
+    }
+
+    /// Receives until there are no packets or no buffers, or other work has its turn. The driver gets one interrupt at
+    /// most.
+    ///
+    /// # Errors
+    ///
+    /// The ring is broken.
+    pub(super) fn run<B: Backend>(
+        &mut self,
+        shared: &Shared<B>,
+        port: &mut Port,
+        memory: &RamGuard,
+    ) -> Result<Outcome, Error> {
+        if self.posted.is_of_another_map(memory) {
+            self.hand_back();
+        }
+        self.active.queue.disable_notification(&**memory)?;
+        let result = self.receive(shared, port, memory);
+        if self.used.needs_interrupt(&self.active.queue, memory)? {
+            shared.interrupt.queue(self.active.index);
+        }
+        result
+    }
+
+    fn receive<B: Backend>(
+        &mut self,
+        shared: &Shared<B>,
+        port: &mut Port,
+        memory: &RamGuard,
+    ) -> Result<Outcome, Error> {
+        let metrics = &shared.metrics;
+        let mut chains = MAX_CHAINS;
+        for _ in 0..MAX_PACKETS {
+            match self.gather(shared, memory, &mut chains)? {
+                Gathered::Ready => {}
+                Gathered::Starved => {
+                    add(&metrics.rx_starved, 1);
+                    return Ok(Outcome::Idle);
+                }
+                Gathered::Again => return Ok(Outcome::Again),
+            }
+            match self.posted.receive(&*shared.backend) {
+                Ok(len) if len < HEADER_LEN => {
+                    // Also what a port reads that was closed at its other end: asked again, it would answer the same.
+                    add(&metrics.rx_errors, 1);
+                    if !shared.backend.is_attached() {
+                        port.set(PortState::Gone);
+                        return Ok(Outcome::Idle);
+                    }
+                }
+                Ok(len) if len > self.posted.len() => add(&metrics.rx_too_long, 1),
+                Ok(len) => {
+                    self.deliver(memory, len)?;
+                    add(&metrics.rx_packets, 1);
+                    add(&metrics.rx_bytes, len - HEADER_LEN);
+                }
+                Err(error) => match Fault::of(&error, &*shared.backend) {
+                    Fault::WouldBlock => return Ok(Outcome::Idle),
+                    Fault::Down => {
+                        port.set(PortState::Down);
+                        return Ok(Outcome::Idle);
+                    }
+                    Fault::Gone => {
+                        port.set(PortState::Gone);
+                        return Ok(Outcome::Idle);
+                    }
+                    Fault::Packet => add(&metrics.rx_errors, 1),
+                },
+            }
+        }
+        Ok(Outcome::Again)
+    }
+
+    /// Takes chains from the ring until there is room for the longest packet.
+    ///
+    /// A guest that offers less than that at a time is served with what it offers. One that did offer as much is waited for
+    /// when it runs low: it will fill the ring again, and a packet that does not fit would be lost.
+    fn gather<B: Backend>(
+        &mut self,
+        shared: &Shared<B>,
+        memory: &RamGuard,
+        budget: &mut usize,
+    ) -> Result<Gathered, Error> {
+        while !self.has_enough() {
+            let Some(left) = budget.checked_sub(1) else {
+                return Ok(Gathered::Again);
+            };
+            *budget = left;
+            let queue = &mut self.active.queue;
+            let Some(chain) = queue.iter(&**memory)?.next() else {
+                if queue.enable_notification(&**memory)? {
+                    queue.disable_notification(&**memory)?;
+                    continue;
+                }
+                let wait = self.posted.is_empty() || self.offers_enough;
+                return Ok(if wait {
+                    Gathered::Starved
+                } else {
+                    Gathered::Ready
+                });
+            };
+            let head = chain.head_index();
+            let valid =
+                self.chain.load(memory, chain).is_ok() && self.chain.writable_len() >= HEADER_LEN;
+            if valid && self.posted.push(memory, head, self.chain.writable()) {
+                continue;
+            }
+            if !self.posted.is_empty() {
+                // Chains leave in the order of the ring, so that those left over can be handed back: its turn comes later.
+                queue.go_to_previous_position();
+                return Ok(Gathered::Ready);
+            }
+            add(&shared.metrics.rx_malformed, 1);
+            self.used.add(queue, memory, iter::once((head, 0)))?;
+        }
+        self.offers_enough = true;
+        Ok(Gathered::Ready)
+    }
+
+    fn has_enough(&self) -> bool {
+        if self.merge {
+            self.posted.len() >= self.want
+                || self.posted.is_full()
+                || self.posted.count() >= usize::from(self.active.queue.size())
+        } else {
+            !self.posted.is_empty()
+        }
+    }
+
+    /// Returns the chains that a packet of `len` bytes fills, its header completed. The others wait for the next packet.
+    fn deliver(&mut self, memory: &RamGuard, len: u64) -> Result<(), Error> {
+        let count = self.posted.filled(len).count();
+        // No more chains are kept than the queue has elements.
+        self.posted
+            .write_num_buffers(u16::try_from(count).unwrap_or(u16::MAX));
+        self.used
+            .add(&mut self.active.queue, memory, self.posted.filled(len))?;
+        self.posted.drop_front(count);
+        Ok(())
+    }
+
+    /// Gives the chains that no packet came for back to the ring, as if they had not been taken.
+    pub(super) fn hand_back(&mut self) {
+        // The queue has at most 32768 elements, and no more chains are kept.
+        let count = self.posted.clear() as u16;
+        let queue = &mut self.active.queue;
+        queue.set_next_avail(queue.next_avail().wrapping_sub(count));
+        self.chain.clear();
+    }
+}

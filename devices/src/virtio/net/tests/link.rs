@@ -1,0 +1,117 @@
+//! A port that goes down or away.
+
+use super::*;
+
+fn status(bench: &Bench) -> [u8; 2] {
+    let mut status = [0xff; 2];
+    bench.net.read_config(6, &mut status);
+    status
+}
+
+#[test]
+fn link_is_down_while_the_interface_is_and_up_again_after() {
+    let mut bench = Bench::started(STATUS);
+    assert_eq!(status(&bench), [1, 0]);
+
+    bench.control.send_error.store(libc::EIO, Ordering::SeqCst);
+    // The interface reports that it is writable right after: only what fails after that leaves the link down.
+    for _ in 0..3 {
+        bench.guest_sends(DATA, &payload(1, 60));
+        bench.wait_tx();
+    }
+    wait_count(&bench.metrics.link_downs, 1);
+    assert_eq!(count(&bench.metrics.tx_link_down), 3);
+    assert!(bench.interrupt.config_count() >= 1);
+
+    bench.control.send_error.store(0, Ordering::SeqCst);
+    bench.guest_sends(DATA, &payload(2, 60));
+    assert_eq!(bench.host_gets(), payload(2, 60));
+    bench.wait_tx();
+    wait_until(|| status(&bench) == [1, 0]);
+}
+
+#[test]
+fn link_of_an_interface_that_is_gone_stays_down_and_the_driver_gets_its_chains_back() {
+    let mut bench = Bench::started(STATUS);
+    bench
+        .control
+        .send_error
+        .store(libc::EBADFD, Ordering::SeqCst);
+    for seed in 0..40 {
+        bench.guest_sends(DATA, &payload(seed, 60));
+    }
+    for _ in 0..40 {
+        bench.wait_tx();
+    }
+    assert_eq!(status(&bench), [0, 0]);
+    assert_eq!(count(&bench.metrics.tx_link_down), 40);
+    assert_eq!(count(&bench.metrics.link_downs), 1);
+    assert_eq!(bench.interrupt.config_count(), 1);
+    assert_eq!(bench.interrupt.needs_reset_count(), 0);
+
+    bench.offer_rx(&[writable(DATA, 2048)]);
+    bench.host_sends(&payload(1, 60));
+    bench.rx_stays_unused();
+}
+
+#[test]
+fn interface_found_gone_while_receiving_takes_the_link_down() {
+    let mut bench = Bench::started(STATUS);
+    bench.control.detached.store(true, Ordering::SeqCst);
+    bench
+        .control
+        .receive_error
+        .store(libc::EFAULT, Ordering::SeqCst);
+    bench.offer_rx(&[writable(DATA, 2048)]);
+    wait_until(|| status(&bench) == [0, 0]);
+    assert_eq!(count(&bench.metrics.link_downs), 1);
+}
+
+#[test]
+fn driver_without_the_status_feature_is_not_told_of_the_link() {
+    let mut bench = Bench::started(PLAIN);
+    bench
+        .control
+        .send_error
+        .store(libc::EBADFD, Ordering::SeqCst);
+    bench.guest_sends(DATA, &payload(1, 60));
+    bench.wait_tx();
+    wait_count(&bench.metrics.link_downs, 1);
+    assert_eq!(bench.interrupt.config_count(), 0);
+}
+
+#[test]
+fn chains_that_waited_for_room_come_back_when_the_interface_goes() {
+    let mut bench = Bench::started(STATUS);
+    for at in 0..250 {
+        bench.guest_packet(DATA + at * 0x1000, &payload(at as u8, 4000));
+        bench.tx.push(&[readable(DATA + at * 0x1000, 4012)]);
+    }
+    bench.tx.kick();
+    wait_count(&bench.metrics.tx_blocked, 1);
+    bench.control.detached.store(true, Ordering::SeqCst);
+    bench
+        .control
+        .receive_error
+        .store(libc::EBADFD, Ordering::SeqCst);
+    bench.offer_rx(&[writable(DATA, 2048)]);
+    for _ in 0..250 {
+        bench.wait_tx();
+    }
+    assert_eq!(
+        count(&bench.metrics.tx_packets) + count(&bench.metrics.tx_link_down),
+        250
+    );
+}
+
+#[test]
+fn device_starts_with_its_link_down_when_the_interface_is_gone() {
+    let mut bench = Bench::new();
+    bench.control.detached.store(true, Ordering::SeqCst);
+    bench.control.refuses_offloads.store(true, Ordering::SeqCst);
+    bench.start(STATUS);
+    assert_eq!(status(&bench), [0, 0]);
+    bench.guest_sends(DATA, &payload(1, 60));
+    bench.wait_tx();
+    assert_eq!(bench.net.stop().len(), 2);
+}

@@ -1,0 +1,4 @@
+//! Transports: one core, and the register faces that show it to the guest.
+
+pub mod core;
+pub mod pci;

@@ -1,0 +1,8 @@
+//! Tests as a driver makes them: through configuration space and the MMIO bus.
+
+mod hostile;
+mod machine;
+mod msix;
+mod negotiation;
+mod queues;
+mod saved;
