@@ -1,0 +1,39 @@
+//! Notification addresses that signal an eventfd without an exit.
+
+use std::io;
+use std::sync::Arc;
+
+use devices::virtio::Notify;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::io_error;
+use super::vm::Vm;
+
+/// The ioeventfds of a machine, for writes of any length and value.
+pub struct IoEvents {
+    vm: Arc<VmFd>,
+}
+
+impl IoEvents {
+    /// Those of `vm`.
+    pub fn new(vm: &Vm) -> Self {
+        Self {
+            vm: Arc::clone(vm.fd()),
+        }
+    }
+}
+
+impl Notify for IoEvents {
+    fn bind(&self, address: u64, eventfd: &EventFd) -> io::Result<()> {
+        self.vm
+            .register_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(io_error)
+    }
+
+    fn unbind(&self, address: u64, eventfd: &EventFd) -> io::Result<()> {
+        self.vm
+            .unregister_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(io_error)
+    }
+}

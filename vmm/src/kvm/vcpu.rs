@@ -1,0 +1,117 @@
+//! One vCPU: its file descriptor and its state before the first instruction.
+
+use arch::x86_64::boot::BootEntry;
+use arch::x86_64::{interrupts, msr, registers};
+use kvm_bindings::{CpuId, Msrs};
+use kvm_ioctls::VcpuFd;
+
+use super::KvmError;
+use super::vm::Vm;
+
+/// Why a vCPU could not be made ready.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// KVM refused a call.
+    #[error("vCPU {index}")]
+    Kvm {
+        /// The vCPU.
+        index: u32,
+        /// The call.
+        #[source]
+        source: KvmError,
+    },
+    /// KVM refused one of the registers.
+    #[error("vCPU {index}: KVM does not take model-specific register {register:#x}")]
+    Msr {
+        /// The vCPU.
+        index: u32,
+        /// Number of the register.
+        register: u32,
+    },
+}
+
+/// A vCPU in the hands of its owner.
+pub struct Vcpu {
+    index: u32,
+    pub(crate) fd: VcpuFd,
+}
+
+impl Vcpu {
+    /// Adds vCPU number `index` to `vm`, which has its interrupt controller.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn create(vm: &Vm, index: u32, apic_id: u32) -> Result<Self, VcpuError> {
+        let fd = vm
+            .fd()
+            .create_vcpu(apic_id.into())
+            .map_err(KvmError::of("KVM_CREATE_VCPU"))
+            .map_err(|source| VcpuError::Kvm { index, source })?;
+        Ok(Self { index, fd })
+    }
+
+    /// Number of the vCPU, from 0.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Frequency of the guest's time stamp counter in kHz, if the host's is stable.
+    pub fn tsc_khz(&self) -> Option<u32> {
+        self.fd.get_tsc_khz().ok()
+    }
+
+    /// Sets what firmware sets on a real machine, and for the boot vCPU the registers at the kernel's entry.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn configure(&self, cpuid: &CpuId, boot: Option<&BootEntry>) -> Result<(), VcpuError> {
+        let index = self.index;
+        self.fd
+            .set_cpuid2(cpuid)
+            .map_err(KvmError::of("KVM_SET_CPUID2"))
+            .and_then(|()| self.set_lint())
+            .and_then(|()| boot.map_or(Ok(()), |entry| self.set_entry(entry)))
+            .map_err(|source| VcpuError::Kvm { index, source })?;
+        self.set_msrs()
+    }
+
+    fn set_msrs(&self) -> Result<(), VcpuError> {
+        let index = self.index;
+        let entries = msr::boot_msrs();
+        let msrs = Msrs::from_entries(&entries).expect("fewer registers than KVM takes in a call");
+        let taken = self
+            .fd
+            .set_msrs(&msrs)
+            .map_err(KvmError::of("KVM_SET_MSRS"))
+            .map_err(|source| VcpuError::Kvm { index, source })?;
+        match entries.get(taken) {
+            Some(refused) => Err(VcpuError::Msr {
+                index,
+                register: refused.index,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn set_lint(&self) -> Result<(), KvmError> {
+        let lapic = self.fd.get_lapic().map_err(KvmError::of("KVM_GET_LAPIC"))?;
+        self.fd
+            .set_lapic(&interrupts::set_lint(lapic))
+            .map_err(KvmError::of("KVM_SET_LAPIC"))
+    }
+
+    fn set_entry(&self, entry: &BootEntry) -> Result<(), KvmError> {
+        let sregs = self.fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
+        self.fd
+            .set_sregs(&registers::boot_sregs(entry, sregs))
+            .map_err(KvmError::of("KVM_SET_SREGS"))?;
+        self.fd
+            .set_regs(&registers::boot_regs(entry))
+            .map_err(KvmError::of("KVM_SET_REGS"))?;
+        self.fd
+            .set_fpu(&registers::boot_fpu())
+            .map_err(KvmError::of("KVM_SET_FPU"))
+    }
+}

@@ -1,0 +1,20 @@
+//! Podvisor, a virtual machine monitor on KVM: it joins the configuration, the architecture and the devices.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`kvm`] | everything that is an ioctl of KVM |
+//! | [`vcpu`] | vCPU threads and their exits |
+//! | [`vm`] | how a machine is built, runs, pauses and ends |
+//! | [`wire`] | from configuration to opened resources, one file per device kind |
+//! | [`terminal`] | the user's terminal: raw mode and the escape key |
+//! | [`cmd`] | the command line, one file per subcommand |
+//! | [`exit_status`] | what the process's exit status means |
+
+pub mod cmd;
+pub mod exit_status;
+pub mod kvm;
+pub mod logging;
+pub mod terminal;
+pub mod vcpu;
+pub mod vm;
+pub mod wire;

@@ -1,0 +1,209 @@
+//! The thread of a vCPU and its inbox.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvError, Sender, TryRecvError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use devices::memory::GuestRam;
+use vm_memory::GuestAddressSpace;
+
+use super::exits::{self, Next};
+use super::failure::{Failure, Reason};
+use super::kick::{self, Kickable};
+use super::{Buses, End, Watch};
+use crate::kvm::vcpu::Vcpu;
+
+/// What a vCPU's thread is told. The sender kicks it afterwards.
+enum Command {
+    /// Enter the guest.
+    Resume,
+    /// Stay out of the guest, with no instruction half done, and answer.
+    Pause(Sender<()>),
+}
+
+/// A vCPU on a thread of its own. The thread ends, outside of the guest, when this is dropped.
+pub struct VcpuThread {
+    inbox: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A vCPU that was told to pause.
+pub struct Pausing(Receiver<()>);
+
+impl VcpuThread {
+    /// Starts the thread of `vcpu`, paused. The first entry into the guest is logged with the time since `started`.
+    ///
+    /// # Errors
+    ///
+    /// The host gives no thread or no signal handler.
+    pub fn spawn(
+        vcpu: Vcpu,
+        buses: Buses,
+        memory: GuestRam,
+        watch: Arc<dyn Watch>,
+        started: Instant,
+    ) -> io::Result<Self> {
+        kick::install()?;
+        let (inbox, commands) = mpsc::channel();
+        let runner = Runner {
+            vcpu,
+            buses,
+            memory,
+            watch,
+            commands,
+            started,
+        };
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{}", runner.vcpu.index()))
+            .spawn(move || runner.serve())?;
+        Ok(Self {
+            inbox: Some(inbox),
+            thread: Some(thread),
+        })
+    }
+
+    /// Lets the vCPU run. One that has ended stays where it is.
+    pub fn resume(&self) {
+        self.send(Command::Resume);
+    }
+
+    /// Tells the vCPU to pause.
+    pub fn pause(&self) -> Pausing {
+        let (answer, paused) = mpsc::channel();
+        self.send(Command::Pause(answer));
+        Pausing(paused)
+    }
+
+    fn send(&self, command: Command) {
+        if let (Some(inbox), Some(thread)) = (&self.inbox, &self.thread) {
+            // The thread holds its end until this one is dropped.
+            let _ = inbox.send(command);
+            kick::kick(thread);
+        }
+    }
+}
+
+impl Pausing {
+    /// Waits until the vCPU is out of the guest.
+    pub fn wait(self) {
+        // The thread answers, unless it panicked, which ends the process.
+        let _ = self.0.recv();
+    }
+}
+
+impl Drop for VcpuThread {
+    fn drop(&mut self) {
+        drop(self.inbox.take());
+        if let Some(thread) = self.thread.take() {
+            kick::kick(&thread);
+            // A panic was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread owns.
+struct Runner {
+    vcpu: Vcpu,
+    buses: Buses,
+    memory: GuestRam,
+    watch: Arc<dyn Watch>,
+    commands: Receiver<Command>,
+    started: Instant,
+}
+
+/// What the thread does next.
+enum State {
+    Paused,
+    Running,
+    Ended,
+}
+
+impl Runner {
+    fn serve(mut self) {
+        let _kickable = Kickable::new(&mut self.vcpu.fd);
+        let mut state = State::Paused;
+        let mut ran = false;
+        loop {
+            let command = match state {
+                // Looked at before each entry: the kick for a command that came before this thread could be kicked is
+                // lost, and every later one makes the entry return.
+                State::Running => match self.commands.try_recv() {
+                    Ok(command) => command,
+                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Empty) => {
+                        if !ran {
+                            ran = true;
+                            self.log_first_entry();
+                        }
+                        if let Some(end) = self.run() {
+                            state = State::Ended;
+                            self.watch.ended(self.vcpu.index(), end);
+                        }
+                        continue;
+                    }
+                },
+                State::Paused | State::Ended => match self.commands.recv() {
+                    Ok(command) => command,
+                    Err(RecvError) => return,
+                },
+            };
+            match (command, &state) {
+                (Command::Resume, State::Paused) => {
+                    if ran {
+                        // The guest's watchdogs shall not count the pause. A guest without kvm-clock has it refused.
+                        let _ = self.vcpu.fd.kvmclock_ctrl();
+                    }
+                    state = State::Running;
+                }
+                (Command::Resume, State::Running | State::Ended) => {}
+                (Command::Pause(answer), before) => {
+                    if let State::Running = before {
+                        state = State::Paused;
+                    }
+                    // Whoever asked may have gone.
+                    let _ = answer.send(());
+                }
+            }
+        }
+    }
+
+    /// Runs the guest until the thread is kicked, or until the vCPU ends.
+    fn run(&mut self) -> Option<End> {
+        loop {
+            match exits::run(&mut self.vcpu.fd, &self.buses) {
+                Next::Run => {}
+                Next::Interrupted => {
+                    // Taken back before the inbox is looked at: a kick after that look sets it again.
+                    self.vcpu.fd.set_kvm_immediate_exit(0);
+                    return None;
+                }
+                Next::Reset => return Some(End::Reset),
+                Next::PowerOff => return Some(End::PowerOff),
+                Next::TripleFault => {
+                    return Some(End::TripleFault(self.failure(Reason::TripleFault)));
+                }
+                Next::Fail(reason) => return Some(End::Failed(self.failure(reason))),
+            }
+        }
+    }
+
+    fn failure(&self, reason: Reason) -> Box<Failure> {
+        let ram = self.memory.memory();
+        Box::new(Failure::collect(
+            self.vcpu.index(),
+            &self.vcpu.fd,
+            &ram,
+            reason,
+        ))
+    }
+
+    fn log_first_entry(&self) {
+        if self.vcpu.index() == 0 {
+            let micros = self.started.elapsed().as_micros() as u64;
+            tracing::info!(target: "boot_mark", micros, "first KVM_RUN");
+        }
+    }
+}

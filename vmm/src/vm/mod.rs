@@ -1,0 +1,24 @@
+//! The machine: how it is built, runs, pauses and ends.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`build`] | the list of what a machine is made of, in the order it is put together |
+//! | [`Running`], [`Paused`] | a machine in either state, and the way from one to the other |
+//! | [`control`] | the loop that owns the machine from the first build to the end |
+//! | [`notices`] | what its vCPUs and devices tell that loop |
+//! | [`signals`] | SIGTERM and SIGINT for that loop |
+//! | [`inbox`] | requests to that loop |
+
+pub mod build;
+pub mod control;
+pub mod inbox;
+mod machine;
+pub mod notices;
+mod paused;
+mod running;
+pub mod signals;
+
+pub use control::{Options, Outcome, RunError, run};
+pub use inbox::{Inbox, Mailbox};
+pub use paused::Paused;
+pub use running::Running;

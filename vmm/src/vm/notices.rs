@@ -1,0 +1,140 @@
+//! What reaches the machine's owner from its vCPUs and devices.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use devices::platform::{Platform, PlatformEvent};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::vcpu::{End, Watch};
+
+/// A set of events, and an eventfd that is readable while there are any.
+pub struct Notices {
+    raised: AtomicU32,
+    end: Mutex<Option<End>>,
+    wake: EventFd,
+}
+
+/// What happened since the last look.
+#[derive(Debug, Default)]
+pub struct Happened {
+    /// The guest wants a reset.
+    pub reset: bool,
+    /// The guest wants to be turned off.
+    pub power_off: bool,
+    /// The guest's kernel panicked.
+    pub panicked: bool,
+    /// The guest's kernel panicked and starts a crash kernel.
+    pub crash_loaded: bool,
+    /// A vCPU ended; the first one, if there were several.
+    pub end: Option<End>,
+}
+
+impl Notices {
+    /// Without any event.
+    ///
+    /// # Errors
+    ///
+    /// The host gives no eventfd.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            raised: AtomicU32::new(0),
+            end: Mutex::new(None),
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+        })
+    }
+
+    /// The eventfd, to wait for.
+    pub fn eventfd(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// Takes everything that happened.
+    pub fn take(&self) -> Happened {
+        // Emptied first: what is raised from here on makes it readable again.
+        let _ = self.wake.read();
+        let raised = self.raised.swap(0, Ordering::AcqRel);
+        let has = |event| raised & bit(event) != 0;
+        Happened {
+            reset: has(PlatformEvent::Reset),
+            power_off: has(PlatformEvent::PowerOff),
+            panicked: has(PlatformEvent::Panicked),
+            crash_loaded: has(PlatformEvent::CrashLoaded),
+            end: self
+                .end
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        }
+    }
+
+    fn wake(&self) {
+        // A full counter is readable all the same.
+        let _ = self.wake.write(1);
+    }
+}
+
+const fn bit(event: PlatformEvent) -> u32 {
+    match event {
+        PlatformEvent::Reset => 1,
+        PlatformEvent::PowerOff => 2,
+        PlatformEvent::Panicked => 4,
+        PlatformEvent::CrashLoaded => 8,
+    }
+}
+
+impl Platform for Notices {
+    fn raise(&self, event: PlatformEvent) {
+        let before = self.raised.fetch_or(bit(event), Ordering::AcqRel);
+        if before & bit(event) == 0 {
+            self.wake();
+        }
+    }
+}
+
+impl Watch for Notices {
+    fn ended(&self, _vcpu: u32, end: End) {
+        self.end
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(end);
+        self.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_is_taken_once_however_often_it_was_raised() {
+        let notices = Notices::new().unwrap();
+        for _ in 0..1000 {
+            notices.raise(PlatformEvent::Reset);
+        }
+        notices.raise(PlatformEvent::Panicked);
+        let happened = notices.take();
+        assert!(happened.reset && happened.panicked && !happened.power_off);
+        assert!(!notices.take().reset);
+    }
+
+    #[test]
+    fn first_vcpu_to_end_is_the_one_reported() {
+        let notices = Notices::new().unwrap();
+        notices.ended(0, End::PowerOff);
+        notices.ended(1, End::Reset);
+        assert!(matches!(notices.take().end, Some(End::PowerOff)));
+        assert!(notices.take().end.is_none());
+    }
+
+    #[test]
+    fn event_raised_after_a_look_wakes_again() {
+        let notices = Notices::new().unwrap();
+        notices.raise(PlatformEvent::PowerOff);
+        notices.take();
+        assert!(notices.eventfd().read().is_err());
+        notices.raise(PlatformEvent::PowerOff);
+        assert_eq!(notices.eventfd().read().unwrap(), 1);
+    }
+}

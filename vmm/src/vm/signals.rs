@@ -1,0 +1,69 @@
+//! Termination signals as a file descriptor.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+
+use vmm_sys_util::signal::{block_signal, create_sigset};
+
+/// Signals that ask the process to end.
+const SIGNALS: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
+
+/// SIGTERM and SIGINT, read instead of taken.
+#[derive(Debug)]
+pub struct Signals {
+    file: File,
+}
+
+impl Signals {
+    /// Keeps the signals from the calling thread and from those it starts later. To be called before any thread is
+    /// started: a thread that does not block them ends the process.
+    ///
+    /// # Errors
+    ///
+    /// The host refused.
+    pub fn block() -> io::Result<()> {
+        for signal in SIGNALS {
+            match block_signal(signal) {
+                Ok(()) | Err(vmm_sys_util::signal::Error::SignalAlreadyBlocked(_)) => {}
+                Err(error) => return Err(io::Error::other(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Blocks the signals and opens a descriptor that reads them.
+    ///
+    /// # Errors
+    ///
+    /// The host refused.
+    pub fn new() -> io::Result<Self> {
+        Self::block()?;
+        let set = create_sigset(&SIGNALS)?;
+        // SAFETY: the set is initialized, and -1 asks for a new descriptor.
+        #[expect(unsafe_code)]
+        let fd =
+            unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: signalfd returned this descriptor, and nobody else has it.
+        #[expect(unsafe_code)]
+        let file = unsafe { File::from_raw_fd(fd) };
+        Ok(Self { file })
+    }
+
+    /// How many signals came since the last call.
+    pub fn take(&mut self) -> usize {
+        const LEN: usize = size_of::<libc::signalfd_siginfo>();
+        let mut infos = [0; 8 * LEN];
+        // It is non-blocking: no signal is an error, and none.
+        self.file.read(&mut infos).map_or(0, |len| len / LEN)
+    }
+}
+
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}

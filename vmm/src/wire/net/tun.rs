@@ -1,0 +1,53 @@
+//! The kernel's tap driver.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::NetError;
+
+/// Opens the driver, without an interface yet.
+pub(super) fn open() -> Result<File, NetError> {
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .map_err(|source| {
+            let advice = match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                    "load the driver with `modprobe tun`, and pass the device to the container if this is one"
+                }
+                Some(libc::EACCES | libc::EPERM) => {
+                    "have it readable and writable for this user, and allowed to the container if this is one"
+                }
+                _ => "it has to be there to use a tap",
+            };
+            NetError::NoTun { advice, source }
+        })
+}
+
+/// Attaches `file` to the tap called `name`, which is made if it does not exist. In a new name, `%d` becomes a number.
+pub(super) fn attach(file: &File, name: &str) -> io::Result<()> {
+    // SAFETY: an ifreq is bytes and integers, for which zero is a value.
+    #[allow(unsafe_code)]
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let room = request.ifr_name.len() - 1;
+    if name.len() > room {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags =
+        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes an ifreq.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

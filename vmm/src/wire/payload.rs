@@ -1,0 +1,112 @@
+//! Kernel and initramfs: opened once, read again at each start of the guest.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use api::config::PayloadConfig;
+
+/// A payload file that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum PayloadError {
+    /// No kernel is named.
+    #[error(
+        "payload.kernel is missing: expected the path of a kernel, --kernel on the command line"
+    )]
+    NoKernel,
+    /// The file cannot be opened.
+    #[error("{field}: cannot open {}", path.display())]
+    Open {
+        /// Name of the configuration field.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The path leads to something that holds no data.
+    #[error("{field}: {} is not a regular file", path.display())]
+    NotAFile {
+        /// Name of the configuration field.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+}
+
+/// An opened file and the path it was opened by, for messages.
+#[derive(Debug)]
+pub struct Opened {
+    /// The file.
+    pub file: File,
+    /// Its path as configured.
+    pub path: PathBuf,
+}
+
+/// What the guest boots.
+#[derive(Debug)]
+pub struct Payload {
+    /// The kernel.
+    pub kernel: Opened,
+    /// The initial RAM disk.
+    pub initramfs: Option<Opened>,
+    /// The kernel's command line.
+    pub cmdline: String,
+}
+
+/// Opens what `config` names.
+///
+/// # Errors
+///
+/// [`PayloadError`] names the field and the path.
+pub fn open(config: &PayloadConfig) -> Result<Payload, PayloadError> {
+    let kernel = config.kernel.as_ref().ok_or(PayloadError::NoKernel)?;
+    let initramfs = config.initramfs.as_ref();
+    Ok(Payload {
+        kernel: open_file("--kernel", kernel)?,
+        initramfs: initramfs
+            .map(|path| open_file("--initramfs", path))
+            .transpose()?,
+        cmdline: config.cmdline.clone().unwrap_or_default(),
+    })
+}
+
+fn open_file(field: &'static str, path: &Path) -> Result<Opened, PayloadError> {
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.is_file(), file)));
+    let path = path.to_owned();
+    match opened {
+        Ok((true, file)) => Ok(Opened { file, path }),
+        Ok((false, _)) => Err(PayloadError::NotAFile { field, path }),
+        Err(source) => Err(PayloadError::Open {
+            field,
+            path,
+            source,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel_at(path: &Path) -> PayloadConfig {
+        PayloadConfig {
+            kernel: Some(path.to_owned()),
+            ..PayloadConfig::default()
+        }
+    }
+
+    #[test]
+    fn missing_kernel_is_named_with_its_flag() {
+        let error = open(&kernel_at(Path::new("/nowhere/vmlinux"))).unwrap_err();
+        assert_eq!(error.to_string(), "--kernel: cannot open /nowhere/vmlinux");
+    }
+
+    #[test]
+    fn directory_is_no_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = open(&kernel_at(folder.path())).unwrap_err();
+        assert!(matches!(error, PayloadError::NotAFile { .. }), "{error}");
+    }
+}

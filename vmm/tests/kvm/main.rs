@@ -1,0 +1,9 @@
+//! Tests of the VMM on /dev/kvm with guests of a few instructions, which any KVM can run.
+
+mod code;
+mod guest;
+mod lifecycle;
+mod machine;
+mod net;
+mod process;
+mod virtio;

@@ -1,0 +1,503 @@
+//! Real taps, each test in a network namespace of its own. Needs root and /dev/net/tun.
+
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use api::config::{MacAddr, NetConfig};
+use devices::memory::GuestRam;
+use devices::virtio::VirtioDevice;
+use devices::virtio::driver::{self, CountingInterrupt, Ring, readable, writable};
+use devices::virtio::net::{Net, Tap};
+use netlink_bindings::rt_link::{self, Ifinfomsg};
+use netlink_socket2::NetlinkSocket;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+use vmm::wire::net::{self, OpenNet};
+
+const HOST: Ipv4Addr = Ipv4Addr::new(10, 94, 0, 1);
+const GUEST: Ipv4Addr = Ipv4Addr::new(10, 94, 0, 2);
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Features: VERSION_1, MRG_RXBUF, STATUS, and checksum and TCP segmentation offload both ways.
+const FEATURES: u64 = 1 << 32 | 1 << 15 | 1 << 16 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12 | 3;
+
+/// Runs `test` on a thread with a network namespace of its own, which has no interface but a loopback that is down.
+fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    let thread = thread::spawn(|| {
+        // SAFETY: the call concerns this thread only.
+        #[allow(unsafe_code)]
+        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        let error = io::Error::last_os_error();
+        assert_eq!(
+            result, 0,
+            "cannot make a network namespace ({error}): run as root, as in `sudo ./tests/run kvm`"
+        );
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn config(value: &str) -> NetConfig {
+    value.parse().unwrap()
+}
+
+fn with_address(value: &str) -> NetConfig {
+    NetConfig {
+        ip: Some(HOST.into()),
+        mask: Some(IpAddr::V4(Ipv4Addr::new(255, 255, 255, 0))),
+        ..config(value)
+    }
+}
+
+/// The error and its causes, as the binary prints them.
+fn failure(config: &NetConfig) -> String {
+    let error = net::open(config).unwrap_err();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// A tap or tun as another program would open it.
+fn foreign(name: &str, flags: libc::c_int) -> File {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .expect("load the driver with `modprobe tun`");
+    // SAFETY: an ifreq is bytes and integers, for which zero is a value.
+    #[allow(unsafe_code)]
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes an ifreq.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    file
+}
+
+fn keep(file: &File) {
+    // SAFETY: TUNSETPERSIST takes an integer.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// Index, MTU and whether it is up, if there is such an interface.
+fn interface(name: &str) -> Option<(i32, u32, bool)> {
+    let mut socket = NetlinkSocket::new();
+    let mut request = rt_link::Request::new().op_getlink_do(&Ifinfomsg::new());
+    request.encode().push_ifname_bytes(name.as_bytes());
+    let mut replies = socket.request(&request).unwrap();
+    let (header, link) = replies.recv_one().ok()?;
+    Some((
+        header.ifi_index,
+        link.get_mtu().unwrap(),
+        header.ifi_flags & libc::IFF_UP as u32 != 0,
+    ))
+}
+
+fn set_up(name: &str, up: bool) {
+    let header = Ifinfomsg {
+        ifi_index: interface(name).unwrap().0,
+        ifi_flags: u32::from(up) * libc::IFF_UP as u32,
+        ifi_change: libc::IFF_UP as u32,
+        ..Ifinfomsg::new()
+    };
+    let request = rt_link::Request::new().op_setlink_do(&header);
+    NetlinkSocket::new()
+        .request(&request)
+        .unwrap()
+        .recv_ack()
+        .unwrap();
+}
+
+fn delete(name: &str) {
+    let header = Ifinfomsg {
+        ifi_index: interface(name).unwrap().0,
+        ..Ifinfomsg::new()
+    };
+    let request = rt_link::Request::new().op_dellink_do(&header);
+    NetlinkSocket::new()
+        .request(&request)
+        .unwrap()
+        .recv_ack()
+        .unwrap();
+}
+
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + TIMEOUT;
+    while !condition() {
+        assert!(Instant::now() < end, "what was waited for did not come");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A running device with the guest's memory.
+struct Guest {
+    memory: GuestRam,
+    rx: Ring,
+    tx: Ring,
+    net: Net<Tap>,
+}
+
+impl Guest {
+    fn new(open: &OpenNet) -> Self {
+        let memory = driver::memory(&[(0, 4 << 20)]);
+        let (rx, tx) = (
+            Ring::new(&memory, 0x1_0000, 256),
+            Ring::new(&memory, 0x4_0000, 256),
+        );
+        let mut net = open.device().unwrap();
+        assert_eq!(
+            net.features() & FEATURES,
+            FEATURES,
+            "this kernel's taps offload checksums and TCP segmentation"
+        );
+        let interrupt = Arc::new(CountingInterrupt::default());
+        net.start(driver::activation(
+            &memory,
+            &[&rx, &tx],
+            FEATURES,
+            &interrupt,
+        ))
+        .unwrap();
+        Self {
+            memory,
+            rx,
+            tx,
+            net,
+        }
+    }
+
+    fn send(&mut self, frame: &[u8]) {
+        let memory = self.memory.memory();
+        memory
+            .write_slice(&[0; 12], GuestAddress(0x8_0000))
+            .unwrap();
+        memory.write_slice(frame, GuestAddress(0x8_000c)).unwrap();
+        self.tx.push(&[readable(0x8_0000, frame.len() as u32 + 12)]);
+        self.tx.kick();
+        self.tx.wait_used(TIMEOUT).expect("the packet is taken");
+    }
+
+    /// Waits for a frame that ends with `payload`; the host sends others of its own accord.
+    fn receives(&mut self, payload: &[u8]) {
+        let end = Instant::now() + TIMEOUT;
+        loop {
+            assert!(Instant::now() < end, "the packet did not come");
+            self.rx.push(&[writable(0x10_0000, 4096)]);
+            self.rx.kick();
+            let used = self.rx.wait_used(TIMEOUT).expect("a packet comes");
+            let mut frame = vec![0; used.len as usize];
+            self.memory
+                .memory()
+                .read_slice(&mut frame, GuestAddress(0x10_0000))
+                .unwrap();
+            assert_eq!(frame[10..12], [1, 0], "one buffer");
+            if frame.ends_with(payload) {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.net.stop();
+    }
+}
+
+/// A UDP packet from the guest to the host's `port`, in a broadcast frame.
+fn frame(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut ip = vec![0x45, 0];
+    ip.extend((28 + payload.len() as u16).to_be_bytes());
+    ip.extend([0, 1, 0, 0, 64, 17, 0, 0]);
+    ip.extend(GUEST.octets());
+    ip.extend(HOST.octets());
+    let sum: u32 = ip
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+        .sum();
+    let sum = !((sum >> 16) + (sum & 0xffff)) as u16;
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 2, 8, 0]);
+    frame.extend(ip);
+    frame.extend(4000_u16.to_be_bytes());
+    frame.extend(port.to_be_bytes());
+    frame.extend((8 + payload.len() as u16).to_be_bytes());
+    frame.extend([0, 0]);
+    frame.extend(payload);
+    frame
+}
+
+#[test]
+fn new_tap_is_named_by_the_kernel_and_goes_with_its_owner() {
+    in_namespace(|| {
+        let first = net::open(&config("mtu=1400")).unwrap();
+        let second = net::open(&config("mac=52:54:00:12:34:56")).unwrap();
+        assert_eq!(first.interface(), "vmtap0");
+        assert_eq!(second.interface(), "vmtap1");
+        assert_eq!(second.mac(), MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
+        assert!(first.mac().is_unicast());
+        let (_, mtu, up) = interface("vmtap0").unwrap();
+        assert_eq!((mtu, up), (1400, true));
+        let mut reported = [0; 2];
+        first.device().unwrap().read_config(10, &mut reported);
+        assert_eq!(u16::from_le_bytes(reported), 1400);
+        drop(first);
+        assert_eq!(interface("vmtap0"), None);
+        assert!(interface("vmtap1").is_some());
+    });
+}
+
+#[test]
+fn devices_of_one_tap_one_after_the_other_have_the_same_address() {
+    in_namespace(|| {
+        let open = net::open(&config("tap=again")).unwrap();
+        let mac = |net: &Net<Tap>| {
+            let mut mac = [0; 6];
+            net.read_config(0, &mut mac);
+            mac
+        };
+        let first = open.device().unwrap();
+        let drawn = mac(&first);
+        drop(first);
+        assert_eq!(mac(&open.device().unwrap()), drawn);
+        assert_eq!(open.mac(), MacAddr(drawn));
+    });
+}
+
+#[test]
+fn existing_tap_is_used_and_left_where_it_was() {
+    in_namespace(|| {
+        keep(&foreign("mine", libc::IFF_TAP | libc::IFF_NO_PI));
+        let index = interface("mine").unwrap().0;
+        let open = net::open(&with_address("tap=mine")).unwrap();
+        assert_eq!(interface("mine").unwrap().0, index);
+        drop(open);
+        assert_eq!(interface("mine"), Some((index, 1500, true)));
+        // The address is there already, and that is no error.
+        net::open(&with_address("tap=mine")).unwrap();
+    });
+}
+
+#[test]
+fn tap_in_use_is_refused() {
+    in_namespace(|| {
+        let _owner = foreign("busy", libc::IFF_TAP | libc::IFF_NO_PI);
+        let text = failure(&config("tap=busy"));
+        assert!(
+            text.starts_with("--net: tap=busy is in use by another process"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn tap_with_multiple_queues_is_refused() {
+    in_namespace(|| {
+        keep(&foreign(
+            "many",
+            libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE,
+        ));
+        let text = failure(&config("tap=many"));
+        assert!(
+            text.starts_with("--net: tap=many has multiple queues, expected a single one"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn tun_is_refused() {
+    in_namespace(|| {
+        keep(&foreign("layer3", libc::IFF_TUN | libc::IFF_NO_PI));
+        let text = failure(&config("tap=layer3"));
+        assert!(
+            text.starts_with("--net: tap=layer3 is a tun interface, expected a tap"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn mtu_that_no_tap_has_is_refused() {
+    in_namespace(|| {
+        let text = failure(&config("mtu=65535"));
+        assert!(
+            text.starts_with("--net: cannot set mtu=65535 on interface vmtap0: "),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn descriptor_of_a_tap_is_used() {
+    in_namespace(|| {
+        let file = foreign(
+            "given",
+            libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR,
+        );
+        let open = net::open(&config(&format!("fd={}", file.as_raw_fd()))).unwrap();
+        drop(file);
+        assert_eq!(open.interface(), "given");
+        set_up("given", true);
+        let guest = Guest::new(&open);
+        assert!(guest.net.is_link_up());
+    });
+}
+
+#[test]
+fn descriptor_of_a_tap_with_wrong_flags_is_refused() {
+    in_namespace(|| {
+        let cases = [
+            (
+                libc::IFF_TAP | libc::IFF_NO_PI,
+                "without the virtio header: open it with IFF_VNET_HDR",
+            ),
+            (
+                libc::IFF_TAP | libc::IFF_VNET_HDR,
+                "with packet information: open it with IFF_NO_PI",
+            ),
+            (
+                libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR,
+                "open it with IFF_TAP",
+            ),
+        ];
+        for (flags, expected) in cases {
+            let file = foreign("wrong", flags);
+            let text = failure(&config(&format!("fd={}", file.as_raw_fd())));
+            assert!(
+                text.contains("cannot be a network: interface \"wrong\"")
+                    && text.ends_with(expected),
+                "{text}"
+            );
+        }
+    });
+}
+
+#[test]
+fn packets_go_both_ways() {
+    in_namespace(|| {
+        let open = net::open(&with_address("tap=cable")).unwrap();
+        let host = UdpSocket::bind((HOST, 5000)).unwrap();
+        host.set_broadcast(true).unwrap();
+        host.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let mut guest = Guest::new(&open);
+        for round in 0..50_u8 {
+            let payload = vec![round; 100 + 20 * usize::from(round)];
+            guest.send(&frame(5000, &payload));
+            let mut bytes = [0; 2000];
+            let (len, from) = host
+                .recv_from(&mut bytes)
+                .expect("the guest's packet comes");
+            assert_eq!(from.ip(), IpAddr::V4(GUEST));
+            assert_eq!(bytes[..len], payload);
+
+            let payload = vec![!round; 100 + 20 * usize::from(round)];
+            host.send_to(&payload, (Ipv4Addr::new(10, 94, 0, 255), 6000))
+                .unwrap();
+            guest.receives(&payload);
+        }
+    });
+}
+
+#[test]
+fn link_follows_the_interface_down_and_up() {
+    in_namespace(|| {
+        let open = net::open(&with_address("tap=cable")).unwrap();
+        let mut guest = Guest::new(&open);
+        set_up("cable", false);
+        guest.send(&frame(5000, b"lost"));
+        wait_until(|| !guest.net.is_link_up());
+        set_up("cable", true);
+        wait_until(|| guest.net.is_link_up());
+    });
+}
+
+#[test]
+fn link_of_a_deleted_interface_goes_down_and_the_device_goes_on() {
+    in_namespace(|| {
+        let open = net::open(&with_address("tap=cable")).unwrap();
+        let mut guest = Guest::new(&open);
+        guest.rx.push(&[writable(0x10_0000, 4096)]);
+        guest.rx.kick();
+        delete("cable");
+        wait_until(|| !guest.net.is_link_up());
+        guest.send(&frame(5000, b"lost"));
+        let queues = guest.net.stop();
+        assert_eq!(queues.len(), 2);
+        let again = open.device().unwrap();
+        assert!(!again.is_link_up());
+    });
+}
+
+/// Takes CAP_NET_ADMIN from this thread.
+fn drop_net_admin() {
+    const VERSION_3: u32 = 0x2008_0522;
+    const CAP_NET_ADMIN: u32 = 12;
+    let header = [VERSION_3, 0];
+    // Effective, permitted and inheritable, first those numbered 0 to 31, then the others.
+    let mut sets = [[0_u32; 3]; 2];
+    // SAFETY: version 3 of the call writes two times three numbers.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut sets) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    for set in &mut sets[0] {
+        *set &= !(1 << CAP_NET_ADMIN);
+    }
+    // SAFETY: version 3 of the call reads two times three numbers.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const sets) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+#[test]
+fn without_privileges_the_command_that_makes_a_tap_is_told() {
+    in_namespace(|| {
+        drop_net_admin();
+        let error = net::open(&config("tap=tap7")).unwrap_err();
+        assert!(error.is_configuration());
+        let text = failure(&config("tap=tap7"));
+        let start = "--net: not permitted to use or make interface tap=tap7; have CAP_NET_ADMIN, or have root make a tap";
+        assert!(text.starts_with(start), "{text}");
+        assert!(
+            text.contains("`ip tuntap add dev tap7 mode tap user 0 && ip link set dev tap7 up`"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn tap_made_beforehand_is_used_without_privileges() {
+    in_namespace(|| {
+        keep(&foreign("mine", libc::IFF_TAP | libc::IFF_NO_PI));
+        let prepared = net::open(&with_address("tap=mine,mtu=1400")).unwrap();
+        drop(prepared);
+        drop_net_admin();
+        let open = net::open(&with_address("tap=mine,mtu=1400")).unwrap();
+        drop(Guest::new(&open));
+        drop(open);
+        let text = failure(&with_address("tap=mine,mtu=1300"));
+        assert!(
+            text.starts_with("--net: not permitted to set mtu=1300 on interface mine; "),
+            "{text}"
+        );
+    });
+}
