@@ -1,0 +1,63 @@
+//! The files that guests are made of, and the binary under test.
+
+use std::env;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+const HOW: &str = "run the tests with ./tests/run guest, which brings it";
+
+/// The `podvisor` binary: `$PODVISOR`, or else the one of this build.
+pub fn podvisor() -> Result<PathBuf> {
+    let path = match env::var_os("PODVISOR") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let mut path = env::current_exe().context("cannot find the test's own binary")?;
+            path.pop();
+            path.pop();
+            path.join("podvisor")
+        }
+    };
+    ensure!(
+        path.is_file(),
+        "there is no {}; build it with: cargo build -p vmm --bin podvisor",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Debian's cloud kernel as it is packaged: a bzImage.
+pub fn bzimage() -> Result<PathBuf> {
+    cached("kernel-cloud-amd64/vmlinuz")
+}
+
+/// The same kernel as an ELF file with a PVH note.
+pub fn vmlinux() -> Result<PathBuf> {
+    cached("vmlinux")
+}
+
+/// The guest's small userland, an uncompressed cpio archive.
+pub fn initramfs() -> Result<PathBuf> {
+    cached("guest.cpio")
+}
+
+/// An ext4 image with Debian's fio and iperf3.
+pub fn tools() -> Result<PathBuf> {
+    cached("tools.img")
+}
+
+fn cached(name: &str) -> Result<PathBuf> {
+    let base = match (
+        env::var_os("PODVISOR_CACHE"),
+        env::var_os("XDG_CACHE_HOME"),
+        env::var_os("HOME"),
+    ) {
+        (Some(cache), _, _) => PathBuf::from(cache),
+        (None, Some(caches), _) => PathBuf::from(caches).join("podvisor"),
+        (None, None, Some(home)) => PathBuf::from(home).join(".cache/podvisor"),
+        (None, None, None) => PathBuf::from("/root/.cache/podvisor"),
+    };
+    let path = base.join(name);
+    ensure!(path.is_file(), "there is no {}; {HOW}", path.display());
+    Ok(path)
+}

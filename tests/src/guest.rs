@@ -1,0 +1,210 @@
+//! The description of a machine under test.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use crate::running::{Finished, Running};
+use crate::tiny::Program;
+use crate::{Disk, Network, archive, assets};
+
+const CMDLINE: &str =
+    "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check";
+
+/// A machine to boot: Debian's cloud kernel, the small userland and one CPU with 128 MiB, unless told otherwise.
+///
+/// The serial port is the process's standard input and output.
+pub struct Guest {
+    kernel: Kernel,
+    script: Option<String>,
+    cmdline: String,
+    cpus: String,
+    memory: String,
+    serial: String,
+    args: Vec<OsString>,
+    wrapper: Option<Command>,
+}
+
+enum Kernel {
+    Debian,
+    File(PathBuf),
+    Program(Program),
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Guest {
+    /// The default machine.
+    pub fn new() -> Self {
+        Self {
+            kernel: Kernel::Debian,
+            script: None,
+            cmdline: CMDLINE.into(),
+            cpus: "boot=1".into(),
+            memory: "size=128M".into(),
+            serial: "tty".into(),
+            args: Vec::new(),
+            wrapper: None,
+        }
+    }
+
+    /// Boots this kernel instead of Debian's bzImage.
+    pub fn kernel(mut self, path: PathBuf) -> Self {
+        self.kernel = Kernel::File(path);
+        self
+    }
+
+    /// Boots a tiny program, with neither Linux nor a userland.
+    pub fn program(mut self, program: Program) -> Self {
+        self.kernel = Kernel::Program(program);
+        self
+    }
+
+    /// Runs a shell script in the guest, which then powers off. Without one the guest gives a shell.
+    pub fn script(mut self, script: &str) -> Self {
+        self.script = Some(script.into());
+        self
+    }
+
+    /// Adds words to the kernel's command line.
+    pub fn cmdline(mut self, words: &str) -> Self {
+        self.cmdline = format!("{} {words}", self.cmdline);
+        self
+    }
+
+    /// The value of `--cpus`.
+    pub fn cpus(mut self, value: &str) -> Self {
+        self.cpus = value.into();
+        self
+    }
+
+    /// The value of `--memory`.
+    pub fn memory(mut self, value: &str) -> Self {
+        self.memory = value.into();
+        self
+    }
+
+    /// The value of `--serial`.
+    pub fn serial(mut self, value: &str) -> Self {
+        self.serial = value.into();
+        self
+    }
+
+    /// Adds a disk; `more` continues the value, as in `,readonly=on`.
+    pub fn disk(self, disk: &Disk, more: &str) -> Self {
+        let value = format!("path={}{more}", disk.path().display());
+        self.arg("--disk").arg(value)
+    }
+
+    /// Adds the disk with fio and iperf3, which a script runs by `tools COMMAND`.
+    pub fn tools(self) -> Result<Self> {
+        let value = format!("path={},readonly=on", assets::tools()?.display());
+        Ok(self.arg("--disk").arg(value))
+    }
+
+    /// Adds one word to the command line.
+    pub fn arg(mut self, word: impl Into<OsString>) -> Self {
+        self.args.push(word.into());
+        self
+    }
+
+    /// Adds words to the command line.
+    pub fn args(self, words: &[&str]) -> Self {
+        words.iter().fold(self, |guest, word| guest.arg(*word))
+    }
+
+    /// Runs the VMM in a network namespace.
+    pub fn network(self, network: &Network) -> Self {
+        self.wrapped(network.command(&[]))
+    }
+
+    /// Runs the VMM by a command that ends in becoming it.
+    pub fn wrapped(mut self, command: Command) -> Self {
+        self.wrapper = Some(command);
+        self
+    }
+
+    /// Starts the machine.
+    pub fn start(self) -> Result<Running> {
+        let (command, files) = self.command()?;
+        Running::spawn(command, files)
+    }
+
+    /// The command that starts the machine as a shell reads it, and the directory that it needs.
+    pub fn command_line(self) -> Result<(String, TempDir)> {
+        let (command, files) = self.command()?;
+        let words = [command.get_program()]
+            .into_iter()
+            .chain(command.get_args());
+        let quoted: Vec<_> = words
+            .map(|word| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''")))
+            .collect();
+        Ok((quoted.join(" "), files))
+    }
+
+    fn command(self) -> Result<(Command, TempDir)> {
+        let dir = tempfile::tempdir()?;
+        let (kernel, initramfs) = match self.kernel {
+            Kernel::Debian => (
+                assets::bzimage()?,
+                Some(userland(dir.path(), self.script.as_deref())?),
+            ),
+            Kernel::File(kernel) => (kernel, Some(userland(dir.path(), self.script.as_deref())?)),
+            Kernel::Program(program) => {
+                let kernel = dir.path().join("program.elf");
+                fs::write(&kernel, program.elf())?;
+                (kernel, None)
+            }
+        };
+        let podvisor = assets::podvisor()?;
+        let mut command = match self.wrapper {
+            Some(mut wrapper) => {
+                wrapper.arg(podvisor);
+                wrapper
+            }
+            None => Command::new(podvisor),
+        };
+        command
+            .arg("--kernel")
+            .arg(kernel)
+            .args(["--cmdline", &self.cmdline])
+            .args(["--cpus", &self.cpus])
+            .args(["--memory", &self.memory])
+            .args(["--serial", &self.serial])
+            .args(self.args);
+        if let Some(initramfs) = initramfs {
+            command.arg("--initramfs").arg(initramfs);
+        }
+        Ok((command, dir))
+    }
+
+    /// Starts the machine and waits for the process to end.
+    pub fn run(self) -> Result<Finished> {
+        self.start()?.wait()
+    }
+
+    /// What the script printed, from a run in which it and the process ended with status 0.
+    pub fn output(self) -> Result<String> {
+        self.run()?.output()
+    }
+}
+
+/// Writes the initramfs: the small userland and, appended to it, the script.
+fn userland(dir: &Path, script: Option<&str>) -> Result<PathBuf> {
+    let path = dir.join("initramfs.cpio");
+    let mut archives = File::create(&path)?;
+    io::copy(&mut File::open(assets::initramfs()?)?, &mut archives)?;
+    if let Some(script) = script {
+        archives.write_all(&archive::one_file("script", script.as_bytes()))?;
+    }
+    Ok(path)
+}

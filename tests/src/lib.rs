@@ -1,0 +1,21 @@
+//! Guests booted through the real `podvisor` binary.
+//!
+//! A test describes a machine with [`Guest`], gives it a shell script, and gets back what the script printed and how
+//! the process ended. [`Disk`] and [`Network`] are the scratch resources that a machine is given; dropping one of
+//! them, or a running machine, leaves nothing behind.
+//!
+//! The kernel, the userland and the tools come from `./tests/run`, which also enters the lab where this machine's
+//! KVM cannot run them. A test that misses something fails with the command that brings it.
+
+mod archive;
+pub mod assets;
+mod disk;
+mod guest;
+mod network;
+mod running;
+pub mod tiny;
+
+pub use disk::Disk;
+pub use guest::Guest;
+pub use network::Network;
+pub use running::{Finished, Running};

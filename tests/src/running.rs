@@ -1,0 +1,287 @@
+//! A VMM process that runs: what it prints, what it is sent, how it ends.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+/// The longest that anything is waited for: an emulated machine that runs several guests boots one in half a minute,
+/// and longer when other work is on it.
+const LIMIT: Duration = Duration::from_secs(300);
+
+const SCRIPT_BEGINS: &str = "=== script begins ===\n";
+const SCRIPT_ENDED: &str = "=== script ended: ";
+
+/// A running VMM. Dropping it kills the process.
+pub struct Running {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Captured,
+    stderr: Captured,
+    started: Instant,
+    _files: TempDir,
+}
+
+/// How a VMM ended, and all that it printed.
+#[derive(Debug)]
+pub struct Finished {
+    /// Exit status, or 128 and the signal that ended the process.
+    pub status: i32,
+    /// Standard output: the guest's serial port, without carriage returns.
+    pub console: String,
+    /// Standard error: the VMM's own messages.
+    pub messages: String,
+    /// From the start of the process to its end.
+    pub elapsed: Duration,
+}
+
+impl Running {
+    pub(crate) fn spawn(mut command: Command, files: TempDir) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        Ok(Self {
+            stdin: child.stdin.take(),
+            stdout: Captured::from(child.stdout.take().context("standard output is a pipe")?),
+            stderr: Captured::from(child.stderr.take().context("standard error is a pipe")?),
+            child,
+            started: Instant::now(),
+            _files: files,
+        })
+    }
+
+    /// The process's number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the VMM has said on standard error so far.
+    pub fn messages(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// How many entries /proc/PID/`what` has: `task` for threads, `fd` for descriptors.
+    pub fn count(&self, what: &str) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/{what}", self.pid()))?.count())
+    }
+
+    /// Waits until the guest has printed `text` on the serial port.
+    pub fn wait_for(&self, text: &str) -> Result<()> {
+        self.wait_for_times(text, 1)
+    }
+
+    /// Waits until the guest has printed `text` that many times.
+    pub fn wait_for_times(&self, text: &str, times: usize) -> Result<()> {
+        if self
+            .stdout
+            .wait_until(|console| console.matches(text).count() >= times)
+        {
+            return Ok(());
+        }
+        bail!(
+            "the guest did not print {text:?} ({times} times)\n--- console\n{}\n--- messages\n{}",
+            self.stdout.text(),
+            self.stderr.text()
+        )
+    }
+
+    /// Waits until the VMM has said `text` on standard error.
+    pub fn wait_for_message(&self, text: &str) -> Result<()> {
+        if self.stderr.wait_until(|messages| messages.contains(text)) {
+            return Ok(());
+        }
+        bail!(
+            "the VMM did not say {text:?}\n--- console\n{}\n--- messages\n{}",
+            self.stdout.text(),
+            self.stderr.text()
+        )
+    }
+
+    /// Types `text` on the serial port.
+    pub fn send(&mut self, text: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("standard input is closed")?;
+        stdin.write_all(text.as_bytes())?;
+        Ok(stdin.flush()?)
+    }
+
+    /// Sends the process a signal by its name, such as `TERM`.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let status = Command::new("kill")
+            .args(["-s", name, &self.pid().to_string()])
+            .status()?;
+        ensure!(status.success(), "cannot send SIG{name} to the VMM");
+        Ok(())
+    }
+
+    /// Waits until the process has ended.
+    pub fn wait(self) -> Result<Finished> {
+        self.wait_at_most(LIMIT)
+    }
+
+    /// Waits until the process has ended, which fails when it lasts longer than `limit`.
+    pub fn wait_at_most(mut self, limit: Duration) -> Result<Finished> {
+        let until = Instant::now() + limit;
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            if Instant::now() > until {
+                bail!(
+                    "the VMM did not end in {limit:?}\n--- console\n{}\n--- messages\n{}",
+                    self.stdout.text(),
+                    self.stderr.text()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        let elapsed = self.started.elapsed();
+        self.stdout.join();
+        self.stderr.join();
+        Ok(Finished {
+            status: number(status),
+            console: self.stdout.text(),
+            messages: self.stderr.text(),
+            elapsed,
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A process that has ended already cannot be killed, and that is the wish.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Finished {
+    /// Fails, with everything that was printed, unless the process ended with `status`.
+    pub fn expect_status(self, status: i32) -> Result<Self> {
+        ensure!(
+            self.status == status,
+            "the VMM ended with {}, not {status}\n--- console\n{}\n--- messages\n{}",
+            self.status,
+            self.console,
+            self.messages
+        );
+        Ok(self)
+    }
+
+    /// What the script printed, when it and the process ended with status 0.
+    pub fn output(self) -> Result<String> {
+        let finished = self.expect_status(0)?;
+        let (output, status) = finished.script()?;
+        ensure!(
+            status == 0,
+            "the script ended with {status}\n--- console\n{}\n--- messages\n{}",
+            finished.console,
+            finished.messages
+        );
+        Ok(output.to_owned())
+    }
+
+    /// What the script printed and its exit status.
+    pub fn script(&self) -> Result<(&str, i32)> {
+        let framed = self
+            .console
+            .split_once(SCRIPT_BEGINS)
+            .and_then(|(_, rest)| rest.rsplit_once(SCRIPT_ENDED))
+            .with_context(|| {
+                format!(
+                    "the guest did not run the script to its end; the VMM ended with {}\n--- console\n{}\n--- messages\n{}",
+                    self.status, self.console, self.messages
+                )
+            })?;
+        let (output, rest) = framed;
+        let status = rest.split_whitespace().next().unwrap_or_default();
+        Ok((
+            output.trim_end(),
+            status.parse().context("the script's exit status")?,
+        ))
+    }
+}
+
+fn number(status: ExitStatus) -> i32 {
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// A pipe that a thread empties, and the text that came.
+struct Captured {
+    text: Arc<(Mutex<Text>, Condvar)>,
+    reader: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Text {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Captured {
+    fn from(mut pipe: impl Read + Send + 'static) -> Self {
+        let text = Arc::new((Mutex::new(Text::default()), Condvar::new()));
+        let shared = Arc::clone(&text);
+        let reader = thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                let read = pipe.read(&mut buffer).unwrap_or(0);
+                let (text, changed) = &*shared;
+                let mut text = text.lock().unwrap_or_else(PoisonError::into_inner);
+                text.bytes
+                    .extend(buffer[..read].iter().filter(|&&byte| byte != b'\r'));
+                text.ended |= read == 0;
+                changed.notify_all();
+                if text.ended {
+                    return;
+                }
+            }
+        });
+        Self {
+            text,
+            reader: Some(reader),
+        }
+    }
+
+    fn text(&self) -> String {
+        let text = self.text.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&text.bytes).into_owned()
+    }
+
+    /// Waits until the text satisfies `found`; false when the pipe ended or the time is over.
+    fn wait_until(&self, found: impl Fn(&str) -> bool) -> bool {
+        let until = Instant::now() + LIMIT;
+        let (text, changed) = &*self.text;
+        let mut text = text.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if found(&String::from_utf8_lossy(&text.bytes)) {
+                return true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if text.ended || left.is_zero() {
+                return false;
+            }
+            text = changed
+                .wait_timeout(text, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn join(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            // The thread cannot panic, and its text is already here.
+            let _ = reader.join();
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Debian's kernel booted through the real binary. `./tests/run guest` runs these where KVM can.
+
+mod block;
+mod boot;
+mod cpu;
+mod lifecycle;
+mod memory;
+mod net;
+mod power;
+mod rng;
+mod serial;
