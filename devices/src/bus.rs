@@ -90,19 +90,17 @@ impl Bus {
     /// Takes away the range that starts at `base`, and tells whether there was one.
     pub fn remove(&self, base: u64) -> bool {
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-        match ranges.binary_search_by_key(&base, |range| range.base) {
-            Ok(at) => {
-                ranges.remove(at);
-                true
-            }
-            Err(_) => false,
-        }
+        let at = ranges.binary_search_by_key(&base, |range| range.base);
+        // Dropped after the lock: a device may reach for the bus as it goes.
+        let gone = at.ok().map(|at| ranges.remove(at));
+        drop(ranges);
+        gone.is_some()
     }
 
     /// Takes all ranges away. Devices that hold their own bus are let go only by this.
     pub fn clear(&self) {
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-        // Dropped after the lock: a device may reach for the bus as it goes.
+        // As in `remove`.
         let gone = std::mem::take(&mut *ranges);
         drop(ranges);
         drop(gone);
@@ -218,6 +216,32 @@ mod tests {
                 Err(BusError::Range { base, len })
             );
         }
+    }
+
+    /// A device that looks at its bus as it goes.
+    struct Leaving(Arc<Bus>);
+
+    impl BusDevice for Leaving {
+        fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
+
+        fn write(&mut self, _offset: u64, _data: &[u8]) {}
+    }
+
+    impl Drop for Leaving {
+        fn drop(&mut self) {
+            assert!(self.0.ranges.try_write().is_ok());
+        }
+    }
+
+    #[test]
+    fn device_that_is_taken_away_may_reach_for_the_bus_as_it_goes() {
+        let bus = Arc::new(Bus::new());
+        for base in [0, 0x10] {
+            let device = Arc::new(Mutex::new(Leaving(Arc::clone(&bus))));
+            bus.insert(base, 0x10, device).unwrap();
+        }
+        assert!(bus.remove(0));
+        bus.clear();
     }
 
     proptest! {

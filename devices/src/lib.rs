@@ -16,6 +16,8 @@ pub mod acpi;
 pub mod bus;
 pub mod interrupt;
 pub mod legacy;
+#[cfg(test)]
+mod log_lines;
 pub mod memory;
 pub mod pci;
 pub mod platform;

@@ -9,6 +9,9 @@ use super::{
     PayloadConfig, RngConfig, SerialConfig, VmConfig,
 };
 
+/// What the kernel is told unless it is told something: to speak on the serial port.
+const DEFAULT_CMDLINE: &str = "console=ttyS0";
+
 /// The flags that describe a machine, spelled as Cloud Hypervisor spells them. For `#[command(flatten)]`.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Machine")]
@@ -21,7 +24,7 @@ pub struct VmArgs {
     #[arg(long, value_name = "PATH")]
     pub initramfs: Option<PathBuf>,
 
-    /// Command line of the kernel.
+    /// Command line of the kernel [default: console=ttyS0, or nothing with --serial off].
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
@@ -78,8 +81,8 @@ fn on_or_off(text: &str) -> Result<bool, String> {
 impl VmArgs {
     /// The machine that the flags describe, checked.
     ///
-    /// The serial port is on the terminal unless another place is named: it is the only console there is, and a person
-    /// who boots a kernel wants to see it.
+    /// The serial port is on the terminal unless another place is named, and the kernel speaks there unless it gets a
+    /// command line: it is the only console there is, and a person who boots a kernel wants to see it.
     ///
     /// # Errors
     /// What is wrong first, with the path of the field.
@@ -99,6 +102,9 @@ impl VmArgs {
             pvpanic,
         } = self;
         let default = VmConfig::default();
+        let serial = serial.unwrap_or_else(|| SerialConfig::from(ConsoleOutputMode::Tty));
+        let has_serial = serial.mode != ConsoleOutputMode::Off;
+        let cmdline = cmdline.or_else(|| has_serial.then(|| DEFAULT_CMDLINE.to_owned()));
         let config = VmConfig {
             payload: PayloadConfig {
                 kernel,
@@ -112,7 +118,7 @@ impl VmArgs {
             disks: disk,
             net,
             rng: rng.unwrap_or_default(),
-            serial: serial.unwrap_or_else(|| SerialConfig::from(ConsoleOutputMode::Tty)),
+            serial,
             console: console.unwrap_or_default(),
             pvpanic: pvpanic.unwrap_or(default.pvpanic),
             ..default

@@ -11,6 +11,8 @@ use super::section::Section;
 /// Most vCPUs that a machine can have: APIC ids are eight bits wide without interrupt remapping, and 255 is
 /// the broadcast.
 pub const MAX_VCPUS: u32 = 254;
+/// The largest APIC id.
+const MAX_APIC_ID: u64 = 254;
 
 /// Virtual processors. `--cpus boot=N[,max=M,topology=T:C:D:P]`; `max` is `boot` when not given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,8 +113,8 @@ impl Default for CpusConfig {
 }
 
 impl CpuTopology {
-    /// Number of vCPUs that the topology has places for.
-    pub fn vcpus(&self) -> u64 {
+    /// The counts from the innermost level on.
+    fn levels(&self) -> [u16; 4] {
         let Self {
             threads_per_core,
             cores_per_die,
@@ -120,9 +122,27 @@ impl CpuTopology {
             packages,
         } = *self;
         [threads_per_core, cores_per_die, dies_per_package, packages]
-            .into_iter()
-            .map(u64::from)
-            .product()
+    }
+
+    /// Number of vCPUs that the topology has places for.
+    pub fn vcpus(&self) -> u64 {
+        self.levels().into_iter().map(u64::from).product()
+    }
+
+    /// The APIC id of the last vCPU: each level has its own bits, as many as its largest number needs.
+    fn last_apic_id(&self) -> u64 {
+        self.levels().into_iter().rev().fold(0, |id, count| {
+            let last = u64::from(count.saturating_sub(1));
+            let width = u64::BITS - last.leading_zeros();
+            (id << width) | last
+        })
+    }
+}
+
+impl std::fmt::Display for CpuTopology {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [threads, cores, dies, packages] = self.levels();
+        write!(f, "{threads}:{cores}:{dies}:{packages}")
     }
 }
 
@@ -158,23 +178,21 @@ impl Section for CpusConfig {
         let Some(topology) = self.topology else {
             return Ok(());
         };
+        let invalid = |problem| ConfigError::invalid("topology", topology, problem);
         if topology.vcpus() != u64::from(self.max_vcpus) {
-            return Err(ConfigError::invalid(
-                "topology",
-                format!(
-                    "{}:{}:{}:{}",
-                    topology.threads_per_core,
-                    topology.cores_per_die,
-                    topology.dies_per_package,
-                    topology.packages
-                ),
-                format!(
-                    "expected threads per core × cores per die × dies per package × packages to be \
-                     the largest number of vCPUs ({}), not {}",
-                    self.max_vcpus,
-                    topology.vcpus()
-                ),
-            ));
+            return Err(invalid(format!(
+                "expected threads per core × cores per die × dies per package × packages to be the largest number of \
+                 vCPUs ({}), not {}",
+                self.max_vcpus,
+                topology.vcpus()
+            )));
+        }
+        let last = topology.last_apic_id();
+        if last > MAX_APIC_ID {
+            return Err(invalid(format!(
+                "expected APIC ids up to {MAX_APIC_ID}, and the last vCPU would have {last}; counts that are powers of \
+                 two waste none"
+            )));
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::option::{self, OptionString};
 use super::rate_limiter::{RATE_LIMITER_RENAMES, unlimited_as_none};
@@ -32,10 +32,16 @@ pub struct NetConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
     /// Address that the host's side of the tap gets.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "ip_address"
+    )]
     pub ip: Option<IpAddr>,
     /// Network mask of that address.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "ip_address"
+    )]
     pub mask: Option<IpAddr>,
     /// Largest packet in bytes, without the Ethernet header: 68 to 65535.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,6 +82,13 @@ pub struct NetConfig {
         deserialize_with = "unlimited_as_none"
     )]
     pub rate_limiter_config: Option<RateLimiterConfig>,
+}
+
+fn ip_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    text.map(|text| text.parse())
+        .transpose()
+        .map_err(|_| de::Error::custom("expected an IP address, as in 192.168.249.1"))
 }
 
 /// Which side of a vhost-user socket Podvisor is.

@@ -130,12 +130,15 @@ impl Keys {
 
     /// The keys worth naming to somebody who mistyped one: those of which a value other than the default is taken.
     fn known(&self) -> String {
-        let supported = self
-            .all()
-            .filter(|(_, field)| !self.unsupported.contains(field))
-            .map(|(key, _)| key);
         let words = self.words.iter().copied();
-        words.chain(supported).collect::<Vec<_>>().join(", ")
+        words.chain(self.supported()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The keys of which a value other than the default is taken.
+    fn supported(&self) -> impl Iterator<Item = &'static str> {
+        self.all()
+            .filter(|(_, field)| !self.unsupported.contains(field))
+            .map(|(key, _)| key)
     }
 
     /// How the command line spells a JSON field: the key that was given for it or, when none was, the first there is.
@@ -147,39 +150,58 @@ impl Keys {
         key.map_or(field, |(key, _)| key).to_owned()
     }
 
+    /// What was expected instead of `item`, which is neither a pair nor one of the words.
+    fn expected(&self, item: &str) -> String {
+        if self.all().any(|(known, _)| known == item) {
+            return format!("expected {item}=VALUE");
+        }
+        if self.words.is_empty() {
+            let first = self.supported().next().unwrap_or("key");
+            let known = self.known();
+            return format!("expected key=value, as in {first}={item}; known keys: {known}");
+        }
+        let words = self.words.iter().map(|word| (*word).to_owned());
+        let pairs = self.supported().map(|key| format!("{key}=VALUE"));
+        let all: Vec<_> = words.chain(pairs).collect();
+        format!("expected one of {}", all.join(", "))
+    }
+
     /// Splits an option string into pairs of known keys.
     fn split(&self, text: &str) -> Result<Pairs, ConfigError> {
         let mut pairs = Pairs::default();
-        if text.trim().is_empty() {
+        if text.trim().is_empty() && self.words.is_empty() {
             return Ok(pairs);
         }
         for item in split_outside(text, ',')? {
             let item = item.trim();
-            let unknown = |key: &str| ConfigError::UnknownKey {
-                key: key.to_owned(),
-                known: self.known(),
-            };
             let Some((key, value)) = item.split_once('=') else {
                 if self.words.contains(&item) {
                     pairs.words.push(item.to_owned());
                     continue;
                 }
-                if self.all().any(|(known, _)| known == item) {
-                    return Err(ConfigError::Syntax {
-                        found: item.to_owned(),
-                        problem: format!("expected {item}=VALUE"),
-                    });
-                }
-                if item.is_empty() {
+                if item.is_empty() && self.words.is_empty() {
                     return Err(ConfigError::Syntax {
                         found: text.to_owned(),
                         problem: "expected key=value between the commas".to_owned(),
                     });
                 }
-                return Err(unknown(item));
+                return Err(ConfigError::Syntax {
+                    found: item.to_owned(),
+                    problem: self.expected(item),
+                });
             };
             if !self.all().any(|(known, _)| known == key) {
-                return Err(unknown(key));
+                return Err(ConfigError::UnknownKey {
+                    key: key.to_owned(),
+                    known: self.known(),
+                });
+            }
+            // A mode has no default that it could mean.
+            if value.trim().is_empty() && !self.words.is_empty() {
+                return Err(ConfigError::Syntax {
+                    found: item.to_owned(),
+                    problem: self.expected(key),
+                });
             }
             pairs.push(key, value);
         }

@@ -153,19 +153,21 @@ impl<R: Read> Lz4Legacy<R> {
     /// Unpacks the next block; leaves none at the end.
     fn next_block(&mut self) -> io::Result<()> {
         (self.position, self.filled) = (0, 0);
-        let mut size = Vec::with_capacity(4);
-        self.input.by_ref().take(4).read_to_end(&mut size)?;
-        if size.is_empty() {
-            return Ok(());
-        }
-        let size = size
-            .first_chunk()
-            .copied()
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
-        if size == LZ4_LEGACY_MAGIC {
+        let size = loop {
+            let mut size = Vec::with_capacity(4);
+            self.input.by_ref().take(4).read_to_end(&mut size)?;
+            if size.is_empty() {
+                return Ok(());
+            }
+            let size = size
+                .first_chunk()
+                .copied()
+                .ok_or(io::ErrorKind::UnexpectedEof)?;
             // Frames may follow one another.
-            return self.next_block();
-        }
+            if size != LZ4_LEGACY_MAGIC {
+                break size;
+            }
+        };
         let size = u32::from_le_bytes(size) as usize;
         if size == 0 || size > LZ4_PACKED_MAX {
             return Err(invalid("an LZ4 block has a senseless size"));

@@ -84,7 +84,9 @@ pub const CONVENTIONAL_END: u64 = 0xA_0000;
 /// Reserved area below 1 MiB that may hold ACPI tables when the BIOS area is too small.
 pub const ACPI_OVERFLOW_AREA: AddressRange = AddressRange::new(0xA_0000, 0x4_0000);
 /// BIOS area, where an operating system looks for the RSDP and where the ACPI tables lie.
-pub const ACPI_AREA: AddressRange = AddressRange::new(0xE_0000, 0x2_0000);
+pub const ACPI_AREA: AddressRange = AddressRange::new(0xE_0000, 0x1_FFF0);
+/// Where a processor begins after a reset, in the last 16 bytes of the BIOS area.
+pub const RESET_VECTOR: GuestAddress = GuestAddress(0xF_FFF0);
 /// The RSDP (ACPI 6.5, section 5.2.5.1: within the BIOS area on a 16-byte boundary).
 pub const RSDP_START: GuestAddress = GuestAddress(ACPI_AREA.start);
 /// First address a kernel may be loaded at.
@@ -148,8 +150,6 @@ pub const RESET_PORT: u16 = 0x602;
 pub const RESET_VALUE: u8 = 1;
 /// `SLP_TYP` of soft-off, as `\_S5` names it.
 pub const SLEEP_TYPE_S5: u8 = 5;
-/// Value that turns the machine off when written to [`SLEEP_CONTROL_PORT`]: `SLP_TYP` in bits 2..5 and `SLP_EN`, bit 5.
-pub const SLEEP_CONTROL_S5: u8 = (SLEEP_TYPE_S5 << 2) | 1 << 5;
 /// Address port of PCI configuration mechanism 1; with the data port, eight ports.
 pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 /// Number of ports of PCI configuration mechanism 1.
@@ -246,7 +246,6 @@ mod tests {
             (PCI_ECAM_RESERVED.start, true)
         );
         assert_eq!(KVM_TSS_START, KVM_IDENTITY_MAP_START + 4 * KIB);
-        assert_eq!(SLEEP_CONTROL_S5, 0x34);
     }
 
     #[test]

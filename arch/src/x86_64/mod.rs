@@ -10,3 +10,4 @@ pub mod memory_map;
 pub mod msr;
 mod pvh;
 pub mod registers;
+pub mod reset_vector;

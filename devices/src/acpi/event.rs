@@ -66,6 +66,19 @@ impl EventDevice {
             .fetch_or(1 << event.bit(), Ordering::AcqRel);
         self.shared.interrupt.raise()
     }
+
+    /// Raises the interrupt again if an event is still pending: an edge that came while the guest had the interrupt
+    /// masked was lost.
+    ///
+    /// # Errors
+    ///
+    /// The interrupt could not be raised; the event stays pending.
+    pub fn remind(&self) -> io::Result<()> {
+        if self.shared.pending.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        self.shared.interrupt.raise()
+    }
 }
 
 impl BusDevice for EventDevice {

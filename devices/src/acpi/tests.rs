@@ -91,6 +91,19 @@ fn notified_event_interrupts_and_is_read_once() {
 }
 
 #[test]
+fn reminder_interrupts_only_while_an_event_is_pending() {
+    let (mut device, interrupt) = event_device();
+    device.remind().unwrap();
+    assert!(interrupt.read().is_err());
+    device.notify(Event::PowerButton).unwrap();
+    device.remind().unwrap();
+    assert_eq!(interrupt.read().unwrap(), 2);
+    assert_eq!(register(&mut device), 1);
+    device.remind().unwrap();
+    assert!(interrupt.read().is_err());
+}
+
+#[test]
 fn partial_read_of_the_event_register_takes_nothing() {
     let (mut device, _interrupt) = event_device();
     device.notify(Event::PowerButton).unwrap();

@@ -3,13 +3,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use proptest::prelude::*;
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Metadata, Subscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::bus::BusDevice;
 use crate::interrupt::InterruptLine;
+use crate::log_lines::lines_of;
 use crate::platform::{Platform, PlatformEvent};
 use crate::state::{Persist, Section, StateError};
 
@@ -26,32 +25,6 @@ impl Events {
     fn take(&self) -> Vec<PlatformEvent> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
-}
-
-/// Counts log events.
-#[derive(Clone, Default)]
-struct Lines(Arc<AtomicUsize>);
-
-impl Subscriber for Lines {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-}
-
-fn lines_of(run: impl FnOnce()) -> usize {
-    let lines = Lines::default();
-    tracing::subscriber::with_default(lines.clone(), run);
-    lines.0.load(Ordering::Relaxed)
 }
 
 #[derive(Default)]
@@ -158,11 +131,11 @@ fn loopback_refuses_input_and_its_end_tells_to_try_again() {
     let mut bench = Bench::new();
     let input = bench.port.input();
     bench.port.write(MODEM_CONTROL, &[LOOPBACK]);
-    let before = bench.wire.ready.load(Ordering::Relaxed);
     assert_eq!(input.receive(b"x"), 0);
     bench.port.write(DATA, b"l");
     assert_eq!(bench.read(DATA), b'l');
     assert!(bench.wire.sent.lock().unwrap().is_empty());
+    let before = bench.wire.ready.load(Ordering::Relaxed);
     bench.port.write(MODEM_CONTROL, &[0]);
     assert!(bench.wire.ready.load(Ordering::Relaxed) > before);
     assert_eq!(input.receive(b"x"), 1);

@@ -85,7 +85,6 @@ pub struct Capability<'a> {
 struct Bar {
     index: u8,
     kind: BarKind,
-    len: u64,
 }
 
 /// The registers of a function: their bytes, and which bits the guest can write.
@@ -147,15 +146,7 @@ impl ConfigSpace {
         let mask = (!(len - 1)).to_le_bytes();
         self.set(at, &kind.flags().to_le_bytes());
         self.set_writable(at, &mask[..4 * usize::from(registers)]);
-        self.bars.push(Bar { index, kind, len });
-    }
-
-    /// Length of BAR `index` in bytes, if there is one.
-    pub fn bar_len(&self, index: u8) -> Option<u64> {
-        self.bars
-            .iter()
-            .find(|bar| bar.index == index)
-            .map(|bar| bar.len)
+        self.bars.push(Bar { index, kind });
     }
 
     /// Appends `capability` to the list, and returns the offset of its ID.
@@ -200,13 +191,10 @@ impl ConfigSpace {
         }
         self.bars
             .iter()
-            .map(|bar| BarChange {
-                bar: bar.index,
-                len: bar.len,
-                from: decoded(&before, bar),
-                to: decoded(&self.bytes, bar),
+            .filter_map(|bar| {
+                let to = decoded(&self.bytes, bar);
+                (to != decoded(&before, bar)).then_some(BarChange { bar: bar.index, to })
             })
-            .filter(|change| change.from != change.to)
             .collect()
     }
 

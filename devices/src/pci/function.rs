@@ -11,10 +11,6 @@ use crate::state::Persist;
 pub struct BarChange {
     /// Index of the BAR, 0 to 5; a 64-bit BAR goes by its lower one.
     pub bar: u8,
-    /// Length of the BAR in bytes.
-    pub len: u64,
-    /// Where the BAR was decoded before; none if memory decoding was off.
-    pub from: Option<u64>,
     /// Where it shall be decoded now; none if memory decoding is off.
     pub to: Option<u64>,
 }

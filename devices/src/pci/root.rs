@@ -194,7 +194,8 @@ impl Persist for Root {
         )
     }
 
-    /// Restores every function, and puts its BARs where the guest decoded them.
+    /// Restores every function, and puts its BARs where the guest decoded them. If a function refuses its state, those in
+    /// lower slots have theirs already: the bus is then of no use.
     fn restore(&mut self, section: &Section) -> Result<(), StateError> {
         let RootState {
             address_port,
@@ -276,7 +277,7 @@ impl Slots {
         if let Some(slot) = self.get(target.slot) {
             let mut slot = lock(&slot);
             let changes = lock(&slot.function).write_config(target.offset, data);
-            for BarChange { bar, to, .. } in changes {
+            for BarChange { bar, to } in changes {
                 if let Some(at) = slot.bars.iter().position(|known| known.probed.index == bar) {
                     self.map(target.slot, &mut slot, at, to);
                 }

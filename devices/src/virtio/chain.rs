@@ -321,11 +321,6 @@ impl Buffers {
         true
     }
 
-    /// Shortens the readable part to its first `len` bytes; a longer `len` does nothing.
-    pub fn truncate_readable(&mut self, len: u64) {
-        self.readable.truncate(len);
-    }
-
     /// Shortens the writable part to its first `len` bytes; a longer `len` does nothing.
     pub fn truncate_writable(&mut self, len: u64) {
         self.writable.truncate(len);

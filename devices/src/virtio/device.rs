@@ -113,3 +113,13 @@ pub trait VirtioDevice: Persist + Send {
     /// The driver reset the device, which was stopped before: forgets what that driver had set.
     fn reset(&mut self);
 }
+
+/// Reads device configuration space that consists of `fields`, as [`VirtioDevice::read_config`] does.
+pub(super) fn read_fields(fields: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| fields.get(offset..));
+    for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
+        *to = *from;
+    }
+}

@@ -14,6 +14,5 @@ pub mod rng;
 pub mod transport;
 mod worker;
 
-pub use crate::throttle;
 pub use device::{Activation, ActiveQueue, Interrupt, Notify, StartError, VirtioDevice};
 pub use worker::{Handler, Worker};

@@ -38,7 +38,8 @@ impl<H: Handler> Worker<H> {
     /// The thread, its eventfd or its epoll instance could not be had.
     pub fn spawn(name: &str, handler: H) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let mut events = EventManager::new().map_err(|error| io::Error::other(error.to_string()))?;
+        let mut events =
+            EventManager::new().map_err(|error| io::Error::other(error.to_string()))?;
         let id = events.add_subscriber(Subscriber {
             handler,
             stop: stop.try_clone()?,

@@ -90,10 +90,26 @@ fn serial_takes_each_mode_by_its_name() {
 #[test]
 fn serial_takes_one_mode_only() {
     insta::assert_snapshot!(refusal::<SerialConfig>("ttyy"),
-        @r#"unknown key "ttyy"; known keys: off, null, tty, pty, file, socket"#);
+        @r#""ttyy": expected one of off, null, tty, pty, file=VALUE, socket=VALUE"#);
     insta::assert_snapshot!(refusal::<SerialConfig>("tty,file=/tmp/x"),
         @r#"key "mode" is given more than once"#);
     insta::assert_snapshot!(refusal::<SerialConfig>("file"), @r#""file": expected file=VALUE"#);
+}
+
+#[test]
+fn mode_without_a_value_is_refused() {
+    insta::assert_snapshot!(refusal::<SerialConfig>("socket="),
+        @r#""socket=": expected socket=VALUE"#);
+    insta::assert_snapshot!(refusal::<SerialConfig>(""),
+        @r#""": expected one of off, null, tty, pty, file=VALUE, socket=VALUE"#);
+}
+
+#[test]
+fn value_without_a_key_is_refused_with_the_key_it_may_have_meant() {
+    insta::assert_snapshot!(refusal::<MemoryConfig>("512M"),
+        @r#""512M": expected key=value, as in size=512M; known keys: size, shared, hugepages, hugepage_size, prefault, mergeable, thp"#);
+    insta::assert_snapshot!(refusal::<CpusConfig>("4"),
+        @r#""4": expected key=value, as in boot=4; known keys: boot, max, topology"#);
 }
 
 #[test]
@@ -110,8 +126,8 @@ fn unknown_keys_are_named_with_the_known_ones() {
         @r#"unknown key "boots"; known keys: boot, max, topology"#);
     insta::assert_snapshot!(refusal::<CpusConfig>("boot_vcpus=1"),
         @r#"unknown key "boot_vcpus"; known keys: boot, max, topology"#);
-    insta::assert_snapshot!(refusal::<MemoryConfig>("512M"),
-        @r#"unknown key "512M"; known keys: size, shared, hugepages, hugepage_size, prefault, mergeable, thp"#);
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,shard=on"),
+        @r#"unknown key "shard"; known keys: size, shared, hugepages, hugepage_size, prefault, mergeable, thp"#);
     insta::assert_snapshot!(refusal::<NetConfig>("tap=a,fds=3"),
         @r#"unknown key "fds"; known keys: tap, fd, mac, ip, mask, mtu, queue_size, id, offload_tso, offload_ufo, offload_csum"#);
     insta::assert_snapshot!(refusal::<RngConfig>("source=/x"),
@@ -141,7 +157,7 @@ fn bad_values_name_field_value_and_expectation() {
     insta::assert_snapshot!(refusal::<NetConfig>("mac=52:54:00"),
         @r#"bad value "52:54:00" for mac: expected six hexadecimal bytes as in 52:54:00:12:34:56"#);
     insta::assert_snapshot!(refusal::<NetConfig>("ip=10.0.0,mask=255.0.0.0"),
-        @r#"bad value "10.0.0" for ip: invalid IP address syntax"#);
+        @r#"bad value "10.0.0" for ip: expected an IP address, as in 192.168.249.1"#);
     insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,image_type=vmdk"),
         @r#"bad value "vmdk" for image_type: expected one of fixed-vhd, qcow2, raw, vhdx, unknown"#);
     insta::assert_snapshot!(refusal::<NetConfig>("fd=x"),
@@ -303,6 +319,22 @@ fn a_kernel_alone_makes_a_machine_on_the_terminal() {
     assert_eq!(config.console.mode, ConsoleOutputMode::Off);
     assert!(config.pvpanic);
     assert_eq!(config.memory.size, ByteSize::mib(512));
+}
+
+#[test]
+fn kernel_speaks_on_the_serial_port_unless_it_is_told_something_else() {
+    let cmdline = |flags: &[&str]| {
+        let flags = [&["--kernel", "/boot/vmlinuz"], flags].concat();
+        from_flags(&flags).unwrap().payload.cmdline
+    };
+    assert_eq!(cmdline(&[]).as_deref(), Some("console=ttyS0"));
+    assert_eq!(
+        cmdline(&["--serial", "pty"]).as_deref(),
+        Some("console=ttyS0")
+    );
+    assert_eq!(cmdline(&["--cmdline", "quiet"]).as_deref(), Some("quiet"));
+    assert_eq!(cmdline(&["--cmdline", ""]).as_deref(), Some(""));
+    assert_eq!(cmdline(&["--serial", "off"]), None);
 }
 
 #[test]

@@ -13,6 +13,15 @@ fn the_topology_must_hold_all_vcpus() {
 }
 
 #[test]
+fn topology_must_not_waste_the_apic_ids() {
+    // 3 cores take 2 bits, so that the ids of package 40 begin at 39 * 8.
+    insta::assert_snapshot!(refusal::<CpusConfig>("boot=240,topology=2:3:1:40"),
+        @"bad value 2:3:1:40 for topology: expected APIC ids up to 254, and the last vCPU would have 317; counts that are powers of two waste none");
+    "boot=240,topology=2:4:1:30".parse::<CpusConfig>().unwrap();
+    "boot=254".parse::<CpusConfig>().unwrap();
+}
+
+#[test]
 fn memory_is_made_of_whole_pages() {
     insta::assert_snapshot!(refusal::<MemoryConfig>("size=0"),
         @"bad value 0 for size: expected 8M to 32T");

@@ -188,8 +188,11 @@ pub(super) fn pack(compression: Compression, image: &[u8]) -> Vec<u8> {
     packed
 }
 
+/// What a frame of LZ4's legacy format begins with.
+pub(super) const LZ4_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
+
 fn lz4_legacy(image: &[u8]) -> Vec<u8> {
-    let mut out = vec![0x02, 0x21, 0x4c, 0x18];
+    let mut out = LZ4_MAGIC.to_vec();
     for block in image.chunks(8 << 20) {
         let packed = lz4_flex::block::compress(block);
         out.extend_from_slice(&(packed.len() as u32).to_le_bytes());

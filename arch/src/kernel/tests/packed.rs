@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use vm_memory::Bytes;
 
-use super::fixtures::{Bz, CODE_OFFSET, ENTRY, Elf, LOAD, PVH_ENTRY, file, guest, pack};
+use super::fixtures::{Bz, CODE_OFFSET, ENTRY, Elf, LOAD, LZ4_MAGIC, PVH_ENTRY, file, guest, pack};
 use crate::kernel::*;
 
 const ALL: [Compression; 6] = [
@@ -60,6 +60,20 @@ fn lz4_kernel_of_several_blocks_is_unpacked() {
     let mut loaded = vec![0; text.len()];
     mem.read_slice(&mut loaded, GuestAddress(LOAD)).unwrap();
     assert!(loaded == text);
+}
+
+#[test]
+fn lz4_frames_follow_one_another_in_any_number() {
+    let elf = Elf::new(&text(5000)).build();
+    let mut packed = LZ4_MAGIC.repeat(2 << 20);
+    packed.extend(pack(Compression::Lz4, &elf));
+    let kernel = load_kernel(&guest(64 << 20), &mut file(&Bz::new(packed).build())).unwrap();
+    assert!(matches!(
+        kernel.image,
+        KernelImage::BzImage {
+            compression: Compression::Lz4
+        }
+    ));
 }
 
 #[test]

@@ -116,6 +116,10 @@ fn set_amd(table: &mut Table, topology: &Topology, apic_id: u32) {
     if let Some(leaf) = table.leaf(EXTENDED_FEATURES) {
         let cmp_legacy = if threads > 1 { CMP_LEGACY } else { 0 };
         leaf.ecx = leaf.ecx & !CMP_LEGACY | cmp_legacy;
+        // Threads of a core can be told in no other leaf. The extensions are data alone, which KVM need not support.
+        if topology.threads_per_core() > 1 {
+            leaf.ecx |= TOPOLOGY_EXTENSIONS;
+        }
         has_extensions = leaf.ecx & TOPOLOGY_EXTENSIONS != 0;
     }
     if let Some(leaf) = table.leaf(AMD_CORE_COUNT) {

@@ -196,18 +196,29 @@ fn amd_leaves_show_the_topology() {
     assert_eq!(find(&cpuid, 0x1f, 0), None);
 }
 
-#[test]
-fn amd_processor_without_topology_extensions_gets_none() {
+fn amd_without_topology_extensions(topology: Topology) -> CpuId {
     let mut supported = supported(b"AuthenticAMD");
     let features = supported
         .as_mut_slice()
         .iter_mut()
         .find(|e| e.function == 0x8000_0001);
     features.unwrap().ecx &= !(1 << 22);
-    let cpuid = configure(&supported, &config(topology(2, 2, 1, 1)), 3).unwrap();
+    configure(&supported, &config(topology), 3).unwrap()
+}
+
+#[test]
+fn amd_processor_without_topology_extensions_gets_none_for_cores() {
+    let cpuid = amd_without_topology_extensions(topology(1, 4, 1, 1));
     assert_eq!(get(&cpuid, 0x8000_0001, 0)[2] & 1 << 22, 0);
     assert_eq!(find(&cpuid, 0x8000_001e, 0), None);
     assert_eq!(get(&cpuid, 0x8000_0008, 0)[2], 2 << 12 | 3);
+}
+
+#[test]
+fn amd_guest_with_threads_gets_topology_extensions_on_any_host() {
+    let cpuid = amd_without_topology_extensions(topology(2, 2, 1, 1));
+    assert_eq!(get(&cpuid, 0x8000_0001, 0)[2] & 1 << 22, 1 << 22);
+    assert_eq!(get(&cpuid, 0x8000_001e, 0), [3, 1 << 8 | 1, 0, 0]);
 }
 
 #[test]

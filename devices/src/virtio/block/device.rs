@@ -18,6 +18,7 @@ use super::spec::{
 use crate::state::{Persist, Section, StateError};
 use crate::throttle::Throttle;
 use crate::virtio::chain::MAX_PIECES;
+use crate::virtio::device::read_fields;
 use crate::virtio::{Activation, ActiveQueue, StartError, VirtioDevice, Worker};
 
 /// Kind of the saved state.
@@ -167,16 +168,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let Some(rest) = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.as_bytes().get(offset..))
-        else {
-            return;
-        };
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_fields(self.config().as_bytes(), offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {

@@ -229,6 +229,19 @@ impl Ring {
         }
     }
 
+    /// Waits until the device asks to be notified, without `VIRTIO_RING_F_EVENT_IDX`, and tells whether it did within
+    /// `timeout`.
+    pub fn wait_wants_kick(&self, timeout: Duration) -> bool {
+        let end = Instant::now() + timeout;
+        while !self.wants_kick(self.available_index, false) {
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(Duration::from_micros(100));
+        }
+        true
+    }
+
     /// The next element of the used ring, whose descriptors are then free again.
     pub fn pop_used(&mut self) -> Option<Used> {
         if self.used_index == self.device_used_index() {

@@ -16,6 +16,7 @@ use super::rx::Rx;
 use super::spec::{self, bit};
 use super::tx::Tx;
 use crate::state::{Persist, Section, StateError};
+use crate::virtio::device::read_fields;
 use crate::virtio::{Activation, ActiveQueue, StartError, VirtioDevice, Worker};
 
 const KIND: &str = "virtio-net";
@@ -166,13 +167,7 @@ impl<B: Backend> VirtioDevice for Net<B> {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.as_bytes().get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        read_fields(self.config().as_bytes(), offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {

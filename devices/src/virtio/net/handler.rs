@@ -129,11 +129,16 @@ impl<B: Backend> QueuePair<B> {
             return;
         }
         if events.contains(EventSet::OUT) {
-            if self.port.state() == PortState::Down {
+            let was_down = self.port.state() == PortState::Down;
+            if was_down {
                 self.port.set(PortState::Up);
             }
             self.blocked = false;
             self.transmit(ops);
+            if was_down && self.port.state() == PortState::Down {
+                // It went down again at once, which to `process` looks like no change.
+                self.watch_port_anew(ops);
+            }
         }
         self.receive();
     }

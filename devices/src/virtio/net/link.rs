@@ -6,7 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 
 use super::metrics::{NetMetrics, add};
+use crate::throttle::Throttle;
 use crate::virtio::Interrupt;
+
+/// A driver that resets its device meets an interface that is gone again and again.
+static CHANGES: Throttle = Throttle::per_minute(30);
 
 /// Whether the link is up, shared by the worker, which notices, and the configuration space, which tells.
 #[derive(Debug)]
@@ -93,13 +97,8 @@ impl Port {
             return;
         }
         self.state = state;
-        match state {
-            PortState::Up => tracing::info!(device = self.name, "network interface is up again"),
-            PortState::Down => tracing::warn!(device = self.name, "network interface is down"),
-            PortState::Gone => tracing::warn!(
-                device = self.name,
-                "network interface is gone, its link stays down"
-            ),
+        if let Some(suppressed) = CHANGES.allow() {
+            self.log(suppressed);
         }
         let up = state == PortState::Up;
         if !self.link.set(up) {
@@ -110,6 +109,19 @@ impl Port {
         }
         if let Some(listener) = &self.listener {
             listener.config_changed();
+        }
+    }
+
+    fn log(&self, suppressed: u64) {
+        let device = &self.name;
+        match self.state {
+            PortState::Up => tracing::info!(device, suppressed, "network interface is up again"),
+            PortState::Down => tracing::warn!(device, suppressed, "network interface is down"),
+            PortState::Gone => tracing::warn!(
+                device,
+                suppressed,
+                "network interface is gone, its link stays down"
+            ),
         }
     }
 }

@@ -152,8 +152,7 @@ impl Rx {
                     queue.disable_notification(&**memory)?;
                     continue;
                 }
-                let wait = self.posted.is_empty() || self.offers_enough;
-                return Ok(if wait {
+                return Ok(if self.runs_low() {
                     Gathered::Starved
                 } else {
                     Gathered::Ready
@@ -173,8 +172,17 @@ impl Rx {
             add(&shared.metrics.rx_malformed, 1);
             self.used.add(queue, memory, iter::once((head, 0)))?;
         }
-        self.offers_enough = true;
+        // A ring that is too small for it is full with less.
+        self.offers_enough |= self.posted.len() >= self.want;
         Ok(Gathered::Ready)
+    }
+
+    /// Whether to wait for the guest, with what is left of the ring posted.
+    ///
+    /// Drivers fill the ring again when half of it is used at the latest: before that, they may wait for packets as well.
+    fn runs_low(&self) -> bool {
+        let half = usize::from(self.active.queue.size()) / 2;
+        self.posted.is_empty() || self.offers_enough && self.posted.count() < half
     }
 
     fn has_enough(&self) -> bool {

@@ -132,6 +132,19 @@ fn buffers_are_filled_from_the_source_in_order() {
 }
 
 #[test]
+fn driver_is_asked_for_a_kick_after_a_full_ring() {
+    let mut rig = Rig::new(urandom());
+    for _ in 0..SIZE {
+        rig.ring.push(&[writable(DATA, 8)]);
+    }
+    rig.ring.kick();
+    for _ in 0..SIZE {
+        assert_eq!(rig.ring.wait_used(TIMEOUT).unwrap().len, 8);
+    }
+    assert!(rig.ring.wait_wants_kick(TIMEOUT));
+}
+
+#[test]
 fn random_bytes_differ() {
     let mut rig = Rig::new(urandom());
     assert_eq!(rig.request(&[writable(DATA, 64)]), 64);

@@ -6,9 +6,13 @@ use std::os::fd::OwnedFd;
 use std::thread;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use super::disks::{ScriptDisk, Step, UringDisk};
 use super::*;
+use crate::virtio::Interrupt;
+use crate::virtio::block::spec::FEATURE_FLUSH;
+use crate::virtio::transport::core::{Ring as Part, Signals, Status, TransportCore};
 
 const OK: u8 = 0;
 const IOERR: u8 = 1;
@@ -202,4 +206,67 @@ fn memory_in_flight_outlives_its_map() {
         weak.upgrade().is_none(),
         "nobody holds the old map after a stop"
     );
+}
+
+/// Brings a device behind registers to DRIVER_OK, with `ring` as its queue.
+fn drive(core: &mut TransportCore, ring: &Ring) {
+    let mut status = 0;
+    for step in [Status::ACKNOWLEDGE, Status::DRIVER] {
+        status |= step.bits();
+        core.set_status(status);
+    }
+    let features = 1 << VIRTIO_F_VERSION_1 | FEATURE_FLUSH;
+    core.set_driver_features(0, features as u32);
+    core.set_driver_features(1, (features >> 32) as u32);
+    status |= Status::FEATURES_OK.bits();
+    core.set_status(status);
+    let queue = core.queue_mut(0).unwrap();
+    queue.set_size(ring.size());
+    queue.set_address(Part::Descriptors, ring.table_address());
+    queue.set_address(Part::Available, ring.available_address());
+    queue.set_address(Part::Used, ring.used_address());
+    queue.enable();
+    status |= Status::DRIVER_OK.bits();
+    core.set_status(status);
+    assert_eq!(core.status().bits(), status);
+}
+
+#[test]
+fn reset_waits_for_what_is_in_flight_and_the_next_driver_starts_afresh() {
+    let (disk, mut feed) = slow_disk();
+    let mut rig = Rig::stopped(disk, 0);
+    let other = Block::new(Arc::new(ScriptDisk::new(512)), setup());
+    let device = std::mem::replace(&mut rig.device, other);
+    let metrics = device.metrics();
+    let interrupt = Arc::clone(&rig.interrupt) as Arc<dyn Interrupt>;
+    let signals = Arc::new(Signals::default());
+    let mut core =
+        TransportCore::new(Box::new(device), rig.memory.clone(), signals, interrupt).unwrap();
+
+    drive(&mut core, &rig.ring);
+    let pending = rig.push(VIRTIO_BLK_T_IN, 0, &[writable(DATA, 512)]);
+    core.notify(0);
+    let end = Instant::now() + TIMEOUT;
+    while metrics.in_flight.load(Ordering::Relaxed) == 0 {
+        assert!(Instant::now() < end, "the request is not begun");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let feeder = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(100));
+        feed.write_all(&[0x44; 1024]).unwrap();
+        feed
+    });
+    core.set_status(0);
+    // The driver may use its memory for something else from here on.
+    assert_eq!(core.status(), Status::empty());
+    assert_eq!(metrics.in_flight.load(Ordering::Relaxed), 0);
+    assert_eq!(rig.finish(pending), (OK, 513));
+
+    rig.ring = Ring::new(&rig.memory, RING, RING_SIZE);
+    drive(&mut core, &rig.ring);
+    let pending = rig.push(VIRTIO_BLK_T_IN, 0, &[writable(DATA + 512, 512)]);
+    core.notify(0);
+    assert_eq!(rig.finish(pending), (OK, 513));
+    assert!(rig.read(DATA, 1024) == [0x44; 1024]);
+    drop(feeder.join().unwrap());
 }

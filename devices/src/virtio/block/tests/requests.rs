@@ -246,6 +246,28 @@ fn many_requests_in_one_go_are_all_answered() {
 }
 
 #[test]
+fn driver_is_asked_for_a_kick_after_a_full_ring() {
+    with_each_engine(1 << 20, |mut rig, _file| {
+        let table = DATA + 0x1_0000;
+        for at in 0..u64::from(RING_SIZE) {
+            let header = rig.place_header(VIRTIO_BLK_T_IN, at);
+            let status = rig.place_status();
+            let buffers = [
+                readable(header, 16),
+                writable(DATA + 512 * at, 512),
+                writable(status, 1),
+            ];
+            rig.ring.push_indirect(table + 48 * at, &buffers);
+        }
+        rig.ring.kick();
+        for _ in 0..RING_SIZE {
+            assert_eq!(rig.ring.wait_used(TIMEOUT).unwrap().len, 513);
+        }
+        assert!(rig.ring.wait_wants_kick(TIMEOUT));
+    });
+}
+
+#[test]
 fn one_interrupt_tells_of_a_batch() {
     let mut rig = Rig::stopped(ScriptDisk::new(1 << 20), FLUSH);
     for at in 0..16 {

@@ -1,6 +1,7 @@
 //! A port that goes down or away.
 
 use super::*;
+use crate::log_lines::lines_of;
 
 fn status(bench: &Bench) -> [u8; 2] {
     let mut status = [0xff; 2];
@@ -80,8 +81,8 @@ fn driver_without_the_status_feature_is_not_told_of_the_link() {
     assert_eq!(bench.interrupt.config_count(), 0);
 }
 
-#[test]
-fn chains_that_waited_for_room_come_back_when_the_interface_goes() {
+/// A device with 250 packets to send, more than the host has room for.
+fn blocked() -> Bench {
     let mut bench = Bench::started(STATUS);
     for at in 0..250 {
         bench.guest_packet(DATA + at * 0x1000, &payload(at as u8, 4000));
@@ -89,6 +90,12 @@ fn chains_that_waited_for_room_come_back_when_the_interface_goes() {
     }
     bench.tx.kick();
     wait_count(&bench.metrics.tx_blocked, 1);
+    bench
+}
+
+#[test]
+fn chains_that_waited_for_room_come_back_when_the_interface_goes() {
+    let mut bench = blocked();
     bench.control.detached.store(true, Ordering::SeqCst);
     bench
         .control
@@ -114,4 +121,35 @@ fn device_starts_with_its_link_down_when_the_interface_is_gone() {
     bench.guest_sends(DATA, &payload(1, 60));
     bench.wait_tx();
     assert_eq!(bench.net.stop().len(), 2);
+}
+
+#[test]
+fn resets_over_an_interface_that_is_gone_log_a_bounded_number_of_lines() {
+    let mut bench = Bench::new();
+    bench.control.detached.store(true, Ordering::SeqCst);
+    let lines = lines_of(|| {
+        for _ in 0..100 {
+            bench.start(STATUS);
+            bench.net.stop();
+        }
+    });
+    assert!((1..=60).contains(&lines), "{lines} lines");
+}
+
+#[test]
+fn interface_that_goes_down_again_as_it_comes_up_is_watched_on() {
+    let mut bench = blocked();
+    bench.control.send_error.store(libc::EIO, Ordering::SeqCst);
+    bench
+        .control
+        .receive_error
+        .store(libc::EIO, Ordering::SeqCst);
+    bench.offer_rx(&[writable(DATA, 2048)]);
+    wait_until(|| status(&bench) == [0, 0]);
+    // Room again: what waited is sent, and fails.
+    while bench.tx.device_used_index() < 250 {
+        bench.host_gets();
+        thread::sleep(QUIET);
+    }
+    wait_until(|| status(&bench) == [1, 0]);
 }

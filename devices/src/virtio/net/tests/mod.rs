@@ -66,12 +66,17 @@ impl Bench {
     }
 
     fn with_memory(regions: &[(u64, usize)]) -> Self {
+        Self::with_rings(regions, SIZE)
+    }
+
+    /// A device with rings of `size` elements.
+    fn with_rings(regions: &[(u64, usize)], size: u16) -> Self {
         let memory = driver::memory(regions);
         let (port, control, host) = SocketPort::pair(Offloads::all());
         let net = Net::new("_net0", port, options()).unwrap();
         Self {
-            rx: Ring::new(&memory, RX_RING, SIZE),
-            tx: Ring::new(&memory, TX_RING, SIZE),
+            rx: Ring::new(&memory, RX_RING, size),
+            tx: Ring::new(&memory, TX_RING, size),
             memory,
             interrupt: Arc::default(),
             metrics: net.metrics(),

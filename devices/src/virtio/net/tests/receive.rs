@@ -184,6 +184,24 @@ fn guest_that_runs_low_is_waited_for() {
     assert_eq!(count(&bench.metrics.rx_too_long), 0);
 }
 
+/// Drivers fill their rings again when half of them is used, and not before.
+#[test]
+fn small_rings_are_used_to_the_half_before_the_guest_is_waited_for() {
+    // Less than the longest packet fits into the smaller, a little more into the larger.
+    for size in [16, 64] {
+        let mut bench = Bench::with_rings(&[(0, MEMORY)], size);
+        bench.start(MERGE | spec::offered(Offloads::all()));
+        for at in 0..u64::from(size) {
+            bench.rx.push(&[writable(DATA + at * 0x1000, 1536)]);
+        }
+        bench.rx.kick();
+        for seed in 0..size / 2 {
+            bench.host_sends(&payload(seed as u8, 100));
+            assert_eq!(bench.wait_rx().len, 112);
+        }
+    }
+}
+
 #[test]
 fn packets_wait_for_buffers_without_spinning() {
     let mut bench = Bench::started(PLAIN);

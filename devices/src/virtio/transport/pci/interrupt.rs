@@ -64,30 +64,39 @@ impl Vectors {
         }
     }
 
-    fn raise(&self, vector: u16, isr: Isr) {
+    /// Raises `vector`, and tells whether it is one.
+    fn raise(&self, vector: u16) -> bool {
         if vector == NO_VECTOR {
-            // Without a vector the driver can only poll the interrupt status.
-            self.signals.add_isr(isr);
-        } else {
-            // Fails only if the counter is full: the interrupt is pending already.
-            let _ = self.msi.eventfd(vector).write(1);
+            return false;
         }
+        // Fails only if the counter is full: the interrupt is pending already.
+        let _ = self.msi.eventfd(vector).write(1);
+        true
+    }
+
+    fn raise_config(&self) {
+        // Set in either case (virtio 1.2, 4.1.4.5.1), and before the notification.
+        self.signals.add_isr(Isr::CONFIG);
+        self.raise(self.config());
     }
 }
 
 impl Interrupt for Vectors {
     fn queue(&self, index: u16) {
-        self.raise(Vectors::queue(self, index), Isr::QUEUE);
+        if !self.raise(Vectors::queue(self, index)) {
+            // Without a vector the driver can only poll the interrupt status.
+            self.signals.add_isr(Isr::QUEUE);
+        }
     }
 
     fn config_changed(&self) {
         self.signals.bump_generation();
-        self.raise(self.config(), Isr::CONFIG);
+        self.raise_config();
     }
 
     fn needs_reset(&self) {
         if self.signals.need_reset() {
-            self.raise(self.config(), Isr::CONFIG);
+            self.raise_config();
         }
     }
 }

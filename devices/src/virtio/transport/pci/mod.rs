@@ -112,11 +112,6 @@ impl VirtioPci {
         queues.saturating_add(1).min(MAX_VECTORS)
     }
 
-    /// Length of BAR `bar` in bytes, if it exists.
-    pub fn bar_size(&self, bar: u8) -> Option<u64> {
-        self.config.bar_len(bar)
-    }
-
     /// The device behind the registers.
     pub fn device(&self) -> &dyn VirtioDevice {
         self.core.device()

@@ -39,6 +39,16 @@ fn configuration_change_raises_its_vector_and_the_generation() {
     machine.interrupt().config_changed();
     assert_eq!(machine.msi.vector(2).1, 1);
     assert_ne!(machine.read(GENERATION), before);
+    assert_eq!(interrupt_status(&machine), 2);
+}
+
+/// Reads the interrupt status, which clears it.
+fn interrupt_status(machine: &Machine) -> u8 {
+    let mut data = [0];
+    machine
+        .mmio
+        .read(machine.bar() + machine.group(3).offset, &mut data);
+    data[0]
 }
 
 #[test]
@@ -55,12 +65,7 @@ fn broken_ring_is_told_once() {
 #[test]
 fn without_a_vector_the_interrupt_status_is_set_until_read() {
     let (machine, _rings) = Machine::running();
-    let isr = machine.bar() + machine.group(3).offset;
-    let read = || {
-        let mut data = [0];
-        machine.mmio.read(isr, &mut data);
-        data[0]
-    };
+    let read = || interrupt_status(&machine);
     machine.interrupt().queue(0);
     assert_eq!(read(), 0, "the queue has a vector");
     machine.write(QUEUE_SELECT, 0);
