@@ -31,7 +31,12 @@ struct Uptime(Instant);
 impl FormatTime for Uptime {
     fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let elapsed = self.0.elapsed();
-        write!(writer, "[{:>5}.{:06}]", elapsed.as_secs(), elapsed.subsec_micros())
+        write!(
+            writer,
+            "[{:>5}.{:06}]",
+            elapsed.as_secs(),
+            elapsed.subsec_micros()
+        )
     }
 }
 

@@ -59,9 +59,74 @@ pub fn main(started: Instant) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            // Nothing is left to do if stderr is closed: the status still tells.
-            let _ = writeln!(std::io::stderr(), "podvisor: {error:#}");
+            tell(format_args!("{error:#}"));
             ExitStatus::of(&error).into()
         }
+    }
+}
+
+/// Says on stderr how the process ends. Nothing is left to do if that is closed: the status still tells.
+fn tell(message: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "podvisor: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(flags: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["podvisor"], flags].concat())
+    }
+
+    /// What is said of flags that are well-formed and cannot be run.
+    fn refusal(flags: &[&str]) -> String {
+        let error = run::run(parse(flags).unwrap().run, Instant::now()).unwrap_err();
+        assert_eq!(ExitStatus::of(&error), ExitStatus::Configuration);
+        error.to_string()
+    }
+
+    #[test]
+    fn help_fits_80_columns() {
+        let mut command = Cli::command();
+        command.build();
+        let short = command.render_help();
+        let long = command.render_long_help();
+        let check = command.find_subcommand_mut("check").unwrap().render_help();
+        for text in [short, long, check] {
+            for line in text.to_string().lines() {
+                assert!(line.chars().count() <= 80, "{line:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_of_later_releases_are_refused_by_name() {
+        for (flag, value) in [
+            ("--api-socket", "/run/api"),
+            ("--event-monitor", "path=/run/events"),
+        ] {
+            let text = refusal(&["--kernel", "/boot/vmlinuz", flag, value]);
+            assert!(text.starts_with(flag), "{text}");
+            assert!(text.contains("not supported by podvisor"), "{text}");
+        }
+        let text = refusal(&["--firmware", "/fw"]);
+        assert!(text.starts_with("payload.firmware is known"), "{text}");
+        let error = parse(&["--kernel", "/k", "--console", "pty"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        assert!(text.contains("--console"), "{text}");
+        assert!(text.contains("not supported by podvisor"), "{text}");
+    }
+
+    #[test]
+    fn shutdown_timeout_is_a_number_of_seconds() {
+        let error = parse(&["--kernel", "/k", "--shutdown-timeout", "5m"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        assert!(text.contains("'5m'"), "{text}");
+        assert!(text.contains("expected a number of seconds"), "{text}");
+        parse(&["--kernel", "/k", "--shutdown-timeout", "0"]).unwrap();
     }
 }

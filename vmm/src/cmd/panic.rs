@@ -8,6 +8,6 @@ pub(super) fn install_hook() {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         default(info);
-        eprintln!("podvisor: internal error, the VM is ended; guest data flushed before is on the disks");
+        super::tell("internal error, the VM is ended; guest data flushed before is on the disks");
     }));
 }

@@ -22,8 +22,8 @@ pub struct Args {
     no_reboot: bool,
 
     /// Seconds between SIGTERM or SIGINT, which press the power button, and the end; a second signal ends at once
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Process")]
-    shutdown_timeout: u32,
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, help_heading = "Process")]
+    shutdown_timeout: Duration,
 
     /// REST API on a Unix socket (not supported by this release)
     #[arg(long, value_name = "PATH", hide = true)]
@@ -64,12 +64,22 @@ pub fn run(args: Args, started: Instant) -> anyhow::Result<ExitCode> {
     logging::start(started, verbosity, log_file.as_deref())?;
     let options = vm::Options {
         no_reboot,
-        shutdown_timeout: Duration::from_secs(shutdown_timeout.into()),
+        shutdown_timeout,
         started,
     };
     let inbox = vm::Inbox::new().context("cannot get an eventfd")?;
     let outcome = vm::run(config, options, inbox)?;
+    if outcome == vm::Outcome::Panicked {
+        super::tell("the guest's kernel panicked");
+    }
     Ok(ExitStatus::from(outcome).into())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: u32 = text
+        .parse()
+        .map_err(|_| format!("expected a number of seconds from 0 to {}", u32::MAX))?;
+    Ok(Duration::from_secs(seconds.into()))
 }
 
 fn refuse(flag: &str, value: Option<String>) -> Result<(), ConfigError> {

@@ -54,7 +54,7 @@ impl HugePages {
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The file behind shared memory.
-    #[error("cannot create {len} bytes of shared memory{}", pool(.backing))]
+    #[error("--memory: cannot create {len} bytes of shared memory{}", pool(.backing))]
     Memfd {
         /// Bytes asked for.
         len: u64,
@@ -65,7 +65,7 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// The mapping.
-    #[error("cannot map {len} bytes of guest memory{}", pool(.backing))]
+    #[error("--memory: cannot map {len} bytes of guest memory{}", pool(.backing))]
     Map {
         /// Bytes asked for.
         len: usize,
@@ -75,8 +75,17 @@ pub enum MemoryError {
         #[source]
         source: MmapRegionError,
     },
+    /// The host has fewer pages than were asked for.
+    #[error("--memory prefault=on: cannot take {len} bytes of guest memory from the host")]
+    Prefault {
+        /// Bytes asked for.
+        len: usize,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
     /// The host does not know the treatment.
-    #[error("cannot set {advice} on guest memory")]
+    #[error("--memory: cannot set {advice} on guest memory")]
     Advice {
         /// The treatment, as madvise names it.
         advice: &'static str,
@@ -144,9 +153,6 @@ fn map(
         Some(_) => {}
         None => flags |= libc::MAP_NORESERVE,
     }
-    if backing.prefault {
-        flags |= libc::MAP_POPULATE;
-    }
     let mut builder = MmapRegionBuilder::new(len)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(flags)
@@ -154,36 +160,118 @@ fn map(
     if let Some((file, offset)) = file {
         builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
     }
+    let gap = AlignedGap::make(len);
     let region = builder.build().map_err(|source| MemoryError::Map {
         len,
         backing,
         source,
     })?;
+    drop(gap);
     advise(&region, libc::MADV_DONTFORK, "MADV_DONTFORK")?;
     advise(&region, libc::MADV_DONTDUMP, "MADV_DONTDUMP")?;
     if backing.mergeable {
         advise(&region, libc::MADV_MERGEABLE, "MADV_MERGEABLE")?;
     }
-    if backing.transparent_huge_pages && backing.huge_pages.is_none() {
-        // Allowed, not demanded: a host without them serves small pages.
-        if let Err(error) = advise(&region, libc::MADV_HUGEPAGE, "MADV_HUGEPAGE") {
+    if backing.huge_pages.is_none() {
+        let (advice, name) = if backing.transparent_huge_pages {
+            (libc::MADV_HUGEPAGE, "MADV_HUGEPAGE")
+        } else {
+            (libc::MADV_NOHUGEPAGE, "MADV_NOHUGEPAGE")
+        };
+        // Allowed, not demanded: a host without them serves small pages either way.
+        if let Err(error) = advise(&region, advice, name) {
             tracing::debug!(%error, "no transparent huge pages");
         }
+    }
+    if backing.prefault {
+        // Last: the pages then have the size that was advised.
+        populate(&region).map_err(|source| MemoryError::Prefault { len, source })?;
     }
     Ok(region)
 }
 
+/// A gap in the address space that begins where a huge page can, and is the one that the host fills next.
+///
+/// KVM maps a huge page to the guest only if guest and host address have the same offset in it, and hosts before Linux
+/// 6.7 place a mapping on any page. Where the gap is not filled after all, only that is lost.
+struct AlignedGap {
+    /// What is left of the reservation, before and after the gap: address and length in bytes.
+    edges: [(usize, usize); 2],
+}
+
+/// Size of a huge page in bytes.
+const HUGE_PAGE: usize = 2 << 20;
+
+impl AlignedGap {
+    /// A gap of `len` bytes, if the host has room for it.
+    fn make(len: usize) -> Option<Self> {
+        let reserved = len.checked_add(HUGE_PAGE)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping that replaces no other.
+        #[expect(unsafe_code)]
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                reserved,
+                libc::PROT_NONE,
+                flags,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        let start = start as usize;
+        let gap = start.next_multiple_of(HUGE_PAGE);
+        let end = gap + len;
+        unmap(gap, len);
+        Some(Self {
+            edges: [(start, gap - start), (end, start + reserved - end)],
+        })
+    }
+}
+
+impl Drop for AlignedGap {
+    fn drop(&mut self) {
+        for (address, len) in self.edges {
+            unmap(address, len);
+        }
+    }
+}
+
+/// Gives back part of a reservation that nobody was told of.
+fn unmap(address: usize, len: usize) {
+    if len > 0 {
+        // SAFETY: the range is part of a reservation made here, is given back once, and no reference into it exists.
+        // Failing leaves it reserved, which costs nothing but addresses.
+        #[expect(unsafe_code)]
+        unsafe {
+            libc::munmap(address as *mut libc::c_void, len)
+        };
+    }
+}
+
 fn advise(region: &MmapRegion, advice: i32, name: &'static str) -> Result<(), MemoryError> {
+    madvise(region, advice).map_err(|source| MemoryError::Advice {
+        advice: name,
+        source,
+    })
+}
+
+/// Takes every page of `region` from the host, ready to be written to.
+fn populate(region: &MmapRegion) -> io::Result<()> {
+    madvise(region, libc::MADV_POPULATE_WRITE)
+}
+
+fn madvise(region: &MmapRegion, advice: i32) -> io::Result<()> {
     // SAFETY: the range is exactly one mapping that `region` owns, and none of the advices used here drops its contents.
     #[expect(unsafe_code)]
     let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
     if result == 0 {
         Ok(())
     } else {
-        Err(MemoryError::Advice {
-            advice: name,
-            source: io::Error::last_os_error(),
-        })
+        Err(io::Error::last_os_error())
     }
 }
 
@@ -272,6 +360,13 @@ mod tests {
     }
 
     #[test]
+    fn memory_begins_where_a_huge_page_can() {
+        let ram = allocate(&[(GuestAddress(0), 64 << 20)], Backing::default()).unwrap();
+        let start = ram.iter().next().unwrap().as_ptr() as usize;
+        assert!(start.is_multiple_of(HUGE_PAGE));
+    }
+
+    #[test]
     fn huge_pages_that_the_host_does_not_have_are_an_error() {
         let backing = Backing {
             // No processor has pages of this size.
@@ -280,6 +375,37 @@ mod tests {
         };
         let error = allocate(&REGIONS, backing).unwrap_err().to_string();
         assert!(error.contains("free huge pages"), "{error}");
+    }
+
+    /// The flags of the mapping at `address`, as the kernel tells them.
+    fn mapping_flags(address: usize) -> String {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        for line in smaps.lines() {
+            let range = line
+                .split_once(' ')
+                .and_then(|(range, _)| range.split_once('-'));
+            let number = |text| usize::from_str_radix(text, 16).ok();
+            if let Some((start, end)) = range.and_then(|(a, b)| number(a).zip(number(b))) {
+                inside = (start..end).contains(&address);
+            } else if inside && let Some(flags) = line.strip_prefix("VmFlags:") {
+                return flags.to_owned();
+            }
+        }
+        panic!("nothing is mapped at {address:#x}");
+    }
+
+    #[test]
+    fn transparent_huge_pages_are_allowed_or_forbidden() {
+        for (allowed, flag) in [(true, "hg"), (false, "nh")] {
+            let backing = Backing {
+                transparent_huge_pages: allowed,
+                ..Backing::default()
+            };
+            let ram = allocate(&[(GuestAddress(0), 4 << 20)], backing).unwrap();
+            let flags = mapping_flags(ram.iter().next().unwrap().as_ptr() as usize);
+            assert!(flags.split_whitespace().any(|word| word == flag), "{flags}");
+        }
     }
 
     #[test]

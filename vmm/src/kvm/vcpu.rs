@@ -61,20 +61,30 @@ impl Vcpu {
         self.fd.get_tsc_khz().ok()
     }
 
-    /// Sets what firmware sets on a real machine, and for the boot vCPU the registers at the kernel's entry.
+    /// Sets what firmware sets on a real machine.
     ///
     /// # Errors
     ///
     /// KVM refused.
-    pub fn configure(&self, cpuid: &CpuId, boot: Option<&BootEntry>) -> Result<(), VcpuError> {
+    pub fn configure(&self, cpuid: &CpuId) -> Result<(), VcpuError> {
         let index = self.index;
         self.fd
             .set_cpuid2(cpuid)
             .map_err(KvmError::of("KVM_SET_CPUID2"))
             .and_then(|()| self.set_lint())
-            .and_then(|()| boot.map_or(Ok(()), |entry| self.set_entry(entry)))
             .map_err(|source| VcpuError::Kvm { index, source })?;
         self.set_msrs()
+    }
+
+    /// Sets the registers of the boot vCPU to the kernel's entry. The other vCPUs wait for it to start them.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn enter_at(&self, entry: &BootEntry) -> Result<(), VcpuError> {
+        let index = self.index;
+        self.set_entry(entry)
+            .map_err(|source| VcpuError::Kvm { index, source })
     }
 
     fn set_msrs(&self) -> Result<(), VcpuError> {

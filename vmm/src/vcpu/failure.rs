@@ -14,6 +14,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 /// The longest x86 instruction in bytes.
 const INSTRUCTION_MAX: usize = 15;
+/// Where a processor begins after a reset.
+const RESET_CS: u16 = 0xf000;
+const RESET_RIP: u64 = 0xfff0;
 
 /// What ended the vCPU.
 #[derive(Debug)]
@@ -105,9 +108,9 @@ impl fmt::Display for Reason {
                     "KVM_EXIT_INTERNAL_ERROR, suberror {suberror} ({meaning})"
                 )?;
                 if !data.is_empty() {
-                    write!(f, ", data {data:#x?}")?;
+                    write!(f, ", data")?;
                 }
-                Ok(())
+                data.iter().try_for_each(|word| write!(f, " {word:#x}"))
             }
             Self::FailEntry { hardware, cpu } => write!(
                 f,
@@ -150,8 +153,26 @@ pub struct Failure {
 impl Failure {
     /// Looks at `fd`, the stopped vCPU number `vcpu`, after an exit for `reason`.
     pub(super) fn collect(vcpu: u32, fd: &VcpuFd, ram: &Ram, reason: Reason) -> Self {
-        let registers = fd.get_regs().ok().zip(fd.get_sregs().ok());
-        let registers = registers.map(|(regs, sregs)| Registers {
+        let state = fd.get_regs().ok().zip(fd.get_sregs().ok());
+        // After a triple fault KVM may have reset the vCPU already, as it does on AMD processors: what the registers say
+        // then is not where the guest was.
+        let state = state.filter(|(regs, sregs)| {
+            !matches!(reason, Reason::TripleFault)
+                || (regs.rip, sregs.cs.selector) != (RESET_RIP, RESET_CS)
+        });
+        let given = match &reason {
+            Reason::Internal { instruction, .. } => instruction.clone(),
+            _ => None,
+        };
+        let instruction = given.unwrap_or_else(|| match &state {
+            Some((regs, sregs)) => {
+                let long_mode = sregs.cs.l != 0;
+                let base = if long_mode { 0 } else { sregs.cs.base };
+                read_instruction(fd, ram, base.wrapping_add(regs.rip))
+            }
+            None => Vec::new(),
+        });
+        let registers = state.map(|(regs, sregs)| Registers {
             rip: regs.rip,
             rsp: regs.rsp,
             cr0: sregs.cr0,
@@ -159,18 +180,6 @@ impl Failure {
             cr4: sregs.cr4,
             efer: sregs.efer,
             cs: sregs.cs.selector,
-        });
-        let given = match &reason {
-            Reason::Internal { instruction, .. } => instruction.clone(),
-            _ => None,
-        };
-        let instruction = given.unwrap_or_else(|| match (fd.get_regs(), fd.get_sregs()) {
-            (Ok(regs), Ok(sregs)) => {
-                let long_mode = sregs.cs.l != 0;
-                let base = if long_mode { 0 } else { sregs.cs.base };
-                read_instruction(fd, ram, base.wrapping_add(regs.rip))
-            }
-            _ => Vec::new(),
         });
         Self {
             vcpu,
@@ -208,29 +217,29 @@ fn read_instruction(fd: &VcpuFd, ram: &Ram, address: u64) -> Vec<u8> {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "vCPU {} cannot go on: {}", self.vcpu, self.reason)?;
-        if let Some(registers) = &self.registers {
-            let Registers {
-                rip,
-                rsp,
-                cr0,
-                cr3,
-                cr4,
-                efer,
-                cs,
-            } = registers;
-            write!(f, "; RIP {rip:#x}")?;
-            if !self.instruction.is_empty() {
-                write!(f, ", instruction bytes")?;
-                for byte in &self.instruction {
-                    write!(f, " {byte:02x}")?;
-                }
+        let Some(registers) = &self.registers else {
+            return write!(f, "; KVM does not tell where");
+        };
+        let Registers {
+            rip,
+            rsp,
+            cr0,
+            cr3,
+            cr4,
+            efer,
+            cs,
+        } = registers;
+        write!(f, "; RIP {rip:#x}")?;
+        if !self.instruction.is_empty() {
+            write!(f, ", instruction bytes")?;
+            for byte in &self.instruction {
+                write!(f, " {byte:02x}")?;
             }
-            write!(
-                f,
-                "; CS {cs:#x}, RSP {rsp:#x}, CR0 {cr0:#x}, CR3 {cr3:#x}, CR4 {cr4:#x}, EFER {efer:#x}"
-            )?;
         }
-        Ok(())
+        write!(
+            f,
+            "; CS {cs:#x}, RSP {rsp:#x}, CR0 {cr0:#x}, CR3 {cr3:#x}, CR4 {cr4:#x}, EFER {efer:#x}"
+        )
     }
 }
 
@@ -265,6 +274,19 @@ mod tests {
             "vCPU 1 cannot go on: KVM_EXIT_INTERNAL_ERROR, suberror 1 (KVM cannot emulate an instruction); \
              RIP 0x1000200, instruction bytes 0f 01 cb; \
              CS 0x10, RSP 0x0, CR0 0x80000011, CR3 0x9000, CR4 0x20, EFER 0x500"
+        );
+    }
+
+    #[test]
+    fn words_of_kvm_stand_on_the_line_of_the_reason() {
+        let reason = Reason::Internal {
+            suberror: KVM_INTERNAL_ERROR_DELIVERY_EV,
+            instruction: None,
+            data: vec![0x8000_030e, 1],
+        };
+        assert_eq!(
+            reason.to_string(),
+            "KVM_EXIT_INTERNAL_ERROR, suberror 3 (an exit while an event was delivered), data 0x8000030e 0x1"
         );
     }
 

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
 use libc::{c_int, c_void, siginfo_t};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
 thread_local! {
     static SHARED_PAGE: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
@@ -57,12 +57,33 @@ impl Kickable {
     /// Lets kicks of the calling thread reach `vcpu`.
     pub(super) fn new(vcpu: &mut VcpuFd) -> Self {
         SHARED_PAGE.set(vcpu.get_kvm_run());
+        allow();
         Self
     }
+}
+
+/// Lets the signal through in the calling thread, also if the process was started with it blocked.
+fn allow() {
+    // The signal number is valid.
+    let _ = unblock_signal(SIGRTMIN());
 }
 
 impl Drop for Kickable {
     fn drop(&mut self) {
         SHARED_PAGE.set(ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::signal::{block_signal, get_blocked_signals};
+
+    use super::*;
+
+    #[test]
+    fn kick_that_the_process_was_started_with_blocked_is_let_through() {
+        block_signal(SIGRTMIN()).unwrap();
+        allow();
+        assert!(!get_blocked_signals().unwrap().contains(&SIGRTMIN()));
     }
 }

@@ -25,6 +25,13 @@ use crate::wire::{self, Resources, WireError};
 const MAX_EARLY_FAULTS: u32 = 3;
 const EARLY: Duration = Duration::from_secs(10);
 
+/// A second signal within this time is the first one again: `timeout` sends it to the process and to its group, as a
+/// terminal and a service manager can do between them.
+const SAME_SIGNAL: Duration = Duration::from_millis(100);
+
+/// How often a guest that shall turn itself off is told so until it has looked.
+const REMINDER: Duration = Duration::from_millis(500);
+
 /// How a machine shall be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -78,10 +85,10 @@ pub enum RunError {
         software: Option<String>,
     },
     /// The guest did not turn itself off in time.
-    #[error("the guest did not turn itself off within {} s of the power button, and was ended", .0.as_secs_f32())]
+    #[error("the guest did not turn itself off within {} s of the power button, and was ended{}", .0.as_secs_f32(), because(&software_kvm()))]
     ShutdownTimeout(Duration),
     /// A second signal.
-    #[error("the guest was ended by a second signal before it had turned itself off")]
+    #[error("the guest was ended by a second signal before it had turned itself off{}", because(&software_kvm()))]
     SecondSignal,
     /// The host lacks something.
     #[error("cannot {what}")]
@@ -127,7 +134,7 @@ impl RunError {
 pub fn run(config: VmConfig, options: Options, inbox: Inbox) -> Result<Outcome, RunError> {
     let signals = Signals::new().map_err(RunError::host("take over SIGTERM and SIGINT"))?;
     let host = Host::open()?;
-    let mut resources = wire::open(&config)?;
+    let resources = wire::open(&config)?;
     let mailbox = inbox.mailbox();
     resources.start(Box::new(move |action| match action {
         EscapeAction::Quit => mailbox.post(Request::Shutdown),
@@ -145,7 +152,7 @@ pub fn run(config: VmConfig, options: Options, inbox: Inbox) -> Result<Outcome, 
         signals,
         host,
         resources,
-        deadline: None,
+        terminated: None,
         early_faults: 0,
     }
     .run()
@@ -193,8 +200,8 @@ struct Control {
     signals: Signals,
     host: Host,
     resources: Resources,
-    /// When the machine is ended, after a signal.
-    deadline: Option<Instant>,
+    /// When the first signal came.
+    terminated: Option<Instant>,
     early_faults: u32,
 }
 
@@ -230,7 +237,7 @@ impl Control {
                 result => result.map_err(RunError::host("wait for events"))?,
             };
             // Before what the guest does: one that resets without end must not keep them from being heard.
-            if self.signals.take() > 0 {
+            for _ in 0..self.signals.take() {
                 machine = self.terminate(machine)?;
             }
             while let Some(posted) = self.inbox.next() {
@@ -244,12 +251,7 @@ impl Control {
             if let Some(next) = self.look_at(notices, entered)? {
                 return Ok(next);
             }
-            if self
-                .deadline
-                .is_some_and(|deadline| deadline <= Instant::now())
-            {
-                return Err(RunError::ShutdownTimeout(self.options.shutdown_timeout));
-            }
+            self.watch_deadline(&machine)?;
         }
     }
 
@@ -266,12 +268,32 @@ impl Control {
         Ok(epoll)
     }
 
-    /// Milliseconds to the deadline, rounded up; -1 without one.
+    /// Milliseconds to the deadline, rounded up, or to the next reminder; -1 without a deadline.
     fn timeout(&self) -> i32 {
-        self.deadline.map_or(-1, |deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+        self.terminated.map_or(-1, |terminated| {
+            let left = self
+                .options
+                .shutdown_timeout
+                .saturating_sub(terminated.elapsed());
+            let left = left.min(REMINDER).as_millis() + 1;
+            i32::try_from(left).unwrap_or(i32::MAX)
         })
+    }
+
+    /// Ends a guest that is past its deadline, and reminds one that is not.
+    fn watch_deadline(&self, machine: &Machine) -> Result<(), RunError> {
+        let Some(terminated) = self.terminated else {
+            return Ok(());
+        };
+        if terminated.elapsed() >= self.options.shutdown_timeout {
+            return Err(RunError::ShutdownTimeout(self.options.shutdown_timeout));
+        }
+        match machine {
+            Machine::Running(running) => running
+                .remind_of_events()
+                .map_err(RunError::host("press the power button")),
+            Machine::Paused(_) => Ok(()),
+        }
     }
 
     /// What the guest's own doing means for the machine.
@@ -281,7 +303,6 @@ impl Control {
             tracing::warn!("the guest's kernel panicked and starts its crash kernel");
         }
         if happened.panicked {
-            tracing::error!("the guest's kernel panicked");
             return Ok(Some(Next::End(Outcome::Panicked)));
         }
         if happened.power_off {
@@ -303,7 +324,7 @@ impl Control {
     }
 
     fn after_reset(&self) -> Next {
-        if self.options.no_reboot || self.deadline.is_some() {
+        if self.options.no_reboot || self.terminated.is_some() {
             Next::End(Outcome::Reset)
         } else {
             Next::Rebuild
@@ -329,10 +350,11 @@ impl Control {
 
     /// A signal: the first presses the power button, the second ends the machine.
     fn terminate(&mut self, machine: Machine) -> Result<Machine, RunError> {
-        if self.deadline.is_some() {
-            return Err(RunError::SecondSignal);
+        match self.terminated {
+            Some(first) if first.elapsed() < SAME_SIGNAL => return Ok(machine),
+            Some(_) => return Err(RunError::SecondSignal),
+            None => self.terminated = Some(Instant::now()),
         }
-        self.deadline = Some(Instant::now() + self.options.shutdown_timeout);
         // A guest that stands still cannot turn itself off.
         let machine = machine.resume();
         if let Machine::Running(running) = &machine {

@@ -1,9 +1,8 @@
 //! The parts of a built machine.
 
-use std::io;
 use std::sync::Arc;
 
-use devices::acpi::{Event, EventDevice};
+use devices::acpi::EventDevice;
 use devices::memory::GuestRam;
 use devices::pci;
 
@@ -21,7 +20,7 @@ pub(super) struct Machine {
     pub(super) buses: Buses,
     pub(super) memory: GuestRam,
     /// Held for as long as there is guest memory and a vCPU.
-    pub(super) _vm: Vm,
+    pub(super) vm: Vm,
 }
 
 impl Machine {
@@ -53,10 +52,6 @@ impl Machine {
         if let Some(serial) = &self.serial {
             serial.resume();
         }
-    }
-
-    pub(super) fn notify(&self, event: Event) -> io::Result<()> {
-        self.events.notify(event)
     }
 }
 

@@ -37,6 +37,15 @@ impl Running {
     ///
     /// The interrupt could not be raised.
     pub fn press_power_button(&self) -> io::Result<()> {
-        self.machine.notify(Event::PowerButton)
+        self.machine.events.notify(Event::PowerButton)
+    }
+
+    /// Tells the guest again of events that it has not looked at: one that still boots may have missed them.
+    ///
+    /// # Errors
+    ///
+    /// The interrupt could not be raised.
+    pub fn remind_of_events(&self) -> io::Result<()> {
+        self.machine.events.remind()
     }
 }

@@ -67,3 +67,21 @@ impl AsRawFd for Signals {
         self.file.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_signal_is_counted_once_and_none_is_taken() {
+        let mut signals = Signals::new().unwrap();
+        for signal in SIGNALS {
+            // SAFETY: the signal goes to this thread, which has it blocked.
+            #[expect(unsafe_code)]
+            let result = unsafe { libc::raise(signal) };
+            assert_eq!(result, 0);
+        }
+        assert_eq!(signals.take(), 2);
+        assert_eq!(signals.take(), 0);
+    }
+}

@@ -13,7 +13,7 @@ use devices::virtio::block::{self, Block, BlockSetup, Disk, FileDisk, ID_LEN};
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The file cannot be opened.
-    #[error("--disk: cannot open path {} {}", path.display(), purpose(*readonly))]
+    #[error("--disk: cannot open path {} {}", path.display(), purpose(*readonly, source))]
     Open {
         /// Path of the image as configured.
         path: PathBuf,
@@ -34,11 +34,14 @@ pub enum DiskError {
     },
 }
 
-fn purpose(readonly: bool) -> &'static str {
-    if readonly {
-        "for reading"
-    } else {
-        "for reading and writing, which readonly=on would not need"
+fn purpose(readonly: bool, error: &io::Error) -> &'static str {
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    match error.kind() {
+        _ if readonly => "for reading",
+        PermissionDenied | ReadOnlyFilesystem => {
+            "for writing too (readonly=on asks for reading only)"
+        }
+        _ => "for reading and writing",
     }
 }
 
@@ -159,6 +162,14 @@ mod tests {
             }),
             "--disk: cannot open path /nowhere/root.img for reading: No such file or directory (os error 2)"
         );
+    }
+
+    #[test]
+    fn only_a_refused_write_is_answered_by_readonly() {
+        let text = |kind: io::ErrorKind| purpose(false, &kind.into());
+        assert!(text(io::ErrorKind::ReadOnlyFilesystem).contains("readonly=on"));
+        assert!(text(io::ErrorKind::PermissionDenied).contains("readonly=on"));
+        assert_eq!(text(io::ErrorKind::NotFound), "for reading and writing");
     }
 
     #[test]

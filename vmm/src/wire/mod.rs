@@ -41,8 +41,8 @@ impl Resources {
     /// # Errors
     ///
     /// The serial port's place on the host refused.
-    pub fn start(&mut self, escape: Box<dyn Fn(EscapeAction) + Send>) -> Result<(), WireError> {
-        if let Some(serial) = self.serial.as_mut().and_then(Arc::get_mut) {
+    pub fn start(&self, escape: Box<dyn Fn(EscapeAction) + Send>) -> Result<(), WireError> {
+        if let Some(serial) = &self.serial {
             serial.start(escape)?;
         }
         Ok(())
@@ -93,7 +93,11 @@ impl WireError {
 pub fn open(config: &VmConfig) -> Result<Resources, WireError> {
     Ok(Resources {
         payload: payload::open(&config.payload)?,
-        disks: config.disks.iter().map(disk::open).collect::<Result<_, _>>()?,
+        disks: config
+            .disks
+            .iter()
+            .map(disk::open)
+            .collect::<Result<_, _>>()?,
         nets: config.net.iter().map(net::open).collect::<Result<_, _>>()?,
         rng: rng::open(&config.rng)?,
         serial: SerialHost::open(&config.serial)?.map(Arc::new),

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use api::config::PayloadConfig;
@@ -73,7 +74,12 @@ pub fn open(config: &PayloadConfig) -> Result<Payload, PayloadError> {
 }
 
 fn open_file(field: &'static str, path: &Path) -> Result<Opened, PayloadError> {
-    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.is_file(), file)));
+    // Without O_NONBLOCK, the open of a pipe would wait for its writer.
+    let opened = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .and_then(|file| Ok((file.metadata()?.is_file(), file)));
     let path = path.to_owned();
     match opened {
         Ok((true, file)) => Ok(Opened { file, path }),
@@ -107,6 +113,19 @@ mod tests {
     fn directory_is_no_kernel() {
         let folder = tempfile::tempdir().unwrap();
         let error = open(&kernel_at(folder.path())).unwrap_err();
+        assert!(matches!(error, PayloadError::NotAFile { .. }), "{error}");
+    }
+
+    #[test]
+    fn pipe_without_a_writer_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: the path is a string that ends in a NUL.
+        #[expect(unsafe_code)]
+        let made = unsafe { libc::mkfifo(name.as_ptr(), 0o600) };
+        assert_eq!(made, 0);
+        let error = open(&kernel_at(&path)).unwrap_err();
         assert!(matches!(error, PayloadError::NotAFile { .. }), "{error}");
     }
 }

@@ -17,7 +17,7 @@
 //! | `null` | thrown away | none |
 //! | `tty` | standard output | standard input; raw with an [escape key](crate::terminal) if it is a terminal |
 //! | `file=PATH` | the file, which is created, or emptied if it is there | none |
-//! | `pty` | a new pseudo-terminal, whose path is logged | the same |
+//! | `pty` | a new pseudo-terminal, whose path is told on stderr | the same |
 //! | `socket=PATH` | one client at a time of a Unix stream socket that only its owner may use | the same |
 
 mod endpoint;
@@ -27,7 +27,7 @@ mod pty;
 mod pump;
 mod socket;
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,7 +36,7 @@ use std::thread::{self, JoinHandle};
 use api::config::{ConsoleOutputMode, SerialConfig};
 use devices::interrupt::InterruptLine;
 use devices::legacy::{SerialInput, SerialPort};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::terminal::{EscapeAction, EscapeFilter, RawTerminal};
 use endpoint::Endpoint;
@@ -169,7 +169,15 @@ impl SerialHost {
                 let path = path("file", config.file.as_deref())?;
                 ("file", Some(Endpoint::file(path)?))
             }
-            ConsoleOutputMode::Pty => ("pty", Some(Endpoint::pty()?)),
+            ConsoleOutputMode::Pty => {
+                let endpoint = Endpoint::pty()?;
+                if let Some(path) = endpoint.pty_path() {
+                    // Not a log line: without it, nobody finds the port. With stderr closed, nobody looks for it.
+                    let path = path.display();
+                    let _ = writeln!(io::stderr(), "podvisor: the serial port is on {path}");
+                }
+                ("pty", Some(endpoint))
+            }
             ConsoleOutputMode::Socket => {
                 let path = path("socket", config.socket.as_deref())?;
                 ("socket", Some(Endpoint::socket(path)?))
@@ -192,9 +200,6 @@ impl SerialHost {
             .as_ref()
             .and_then(Endpoint::pty_path)
             .map(Path::to_owned);
-        if let Some(path) = &pty {
-            info!(path = %path.display(), "serial port is on a pseudo-terminal");
-        }
         Ok(Self {
             mode,
             line: Arc::new(line),

@@ -117,7 +117,7 @@ pub(crate) struct Built {
 impl Built {
     pub(crate) fn new(setup: &Setup) -> Self {
         let host = Host::open().unwrap();
-        let mut resources = wire::open(&setup.config).unwrap();
+        let resources = wire::open(&setup.config).unwrap();
         resources.start(Box::new(|_| {})).unwrap();
         let notices = Arc::new(Notices::new().unwrap());
         let paused =

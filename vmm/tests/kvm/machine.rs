@@ -8,7 +8,7 @@ use arch::kernel::BootProtocol;
 use arch::x86_64::boot::BootEntry;
 use devices::memory::GuestRam;
 use devices::virtio::Notify;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm::kvm::capabilities::Host;
 use vmm::kvm::memory::{self, Backing};
 use vmm::kvm::notify::IoEvents;
@@ -85,28 +85,37 @@ fn pause_while_the_guest_storms_devices_loses_no_access() {
     }
 }
 
-#[test]
-fn power_button_interrupt_reaches_the_local_apic() {
+const LAPIC_REQUEST: u32 = 0xfee0_0200;
+const VECTOR: u32 = 0x41;
+
+/// Routes the event device's pin to [`VECTOR`].
+fn route_events(code: Code) -> Code {
     const IOAPIC_INDEX: u32 = 0xfec0_0000;
     const IOAPIC_DATA: u32 = 0xfec0_0010;
-    const LAPIC_SPURIOUS: u32 = 0xfee0_00f0;
-    const LAPIC_REQUEST: u32 = 0xfee0_0200;
-    const VECTOR: u32 = 0x41;
-    // The event device's pin is routed to a vector, and the guest waits, interrupts off, until that is requested.
-    let code = Code::new()
-        .store32(LAPIC_SPURIOUS, 0x1ff)
+    code.store32(IOAPIC_INDEX, 0x11 + 2 * 9)
+        .store32(IOAPIC_DATA, 0)
         .store32(IOAPIC_INDEX, 0x10 + 2 * 9)
         .store32(IOAPIC_DATA, VECTOR)
-        .store32(IOAPIC_INDEX, 0x11 + 2 * 9)
-        .store32(IOAPIC_DATA, 0)
-        .store32(SCRATCH, 1);
+}
+
+/// Waits, interrupts off, until [`VECTOR`] is requested.
+fn wait_for_event(code: Code) -> Code {
     let wait = code.here();
-    let code = code
-        .load_eax(LAPIC_REQUEST + VECTOR / 32 * 0x10)
+    code.load_eax(LAPIC_REQUEST + VECTOR / 32 * 0x10)
         .test_eax(1 << (VECTOR % 32))
         .jump_if_zero(wait)
-        .store32(SCRATCH, 2)
-        .stop();
+}
+
+/// Switches the local APIC on.
+fn enable_lapic(code: Code) -> Code {
+    const LAPIC_SPURIOUS: u32 = 0xfee0_00f0;
+    code.store32(LAPIC_SPURIOUS, 0x1ff)
+}
+
+#[test]
+fn power_button_interrupt_reaches_the_local_apic() {
+    let code = route_events(enable_lapic(Code::new())).store32(SCRATCH, 1);
+    let code = wait_for_event(code).store32(SCRATCH, 2).stop();
     let built = Built::new(&Setup::new(code));
     let running = built.paused.resume();
     eventually("the setup", || word(running.memory(), SCRATCH) == 1);
@@ -114,6 +123,25 @@ fn power_button_interrupt_reaches_the_local_apic() {
     assert_eq!(word(running.memory(), SCRATCH), 1);
     running.press_power_button().unwrap();
     eventually("the interrupt", || word(running.memory(), SCRATCH) == 2);
+}
+
+#[test]
+fn power_button_pressed_too_early_is_heard_with_the_reminder() {
+    const GO: u32 = SCRATCH + 4;
+    let code = enable_lapic(Code::new()).store32(SCRATCH, 1);
+    let wait = code.here();
+    let code = code.load_eax(GO).test_eax(1).jump_if_zero(wait);
+    let code = route_events(code).store32(SCRATCH, 2);
+    let code = wait_for_event(code).store32(SCRATCH, 3).stop();
+    let built = Built::new(&Setup::new(code));
+    let running = built.paused.resume();
+    eventually("the start", || word(running.memory(), SCRATCH) == 1);
+    running.press_power_button().unwrap();
+    let go = running.memory().memory();
+    go.write_obj(1_u32, GuestAddress(GO.into())).unwrap();
+    eventually("the setup", || word(running.memory(), SCRATCH) >= 2);
+    running.remind_of_events().unwrap();
+    eventually("the interrupt", || word(running.memory(), SCRATCH) == 3);
 }
 
 #[test]
@@ -137,7 +165,8 @@ fn notification_of_any_length_signals_the_eventfd_without_an_exit() {
         boot_info: GuestAddress(0),
     };
     let vcpu = Vcpu::create(&vm, 0, 0).unwrap();
-    vcpu.configure(host.cpuid(), Some(&entry)).unwrap();
+    vcpu.configure(host.cpuid()).unwrap();
+    vcpu.enter_at(&entry).unwrap();
 
     let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
     let events = IoEvents::new(&vm);

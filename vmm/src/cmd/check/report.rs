@@ -67,10 +67,9 @@ impl Row {
         mend: impl Into<String>,
     ) -> Self {
         Self {
-            check,
             status: Status::Warn,
-            detail: detail.into(),
             mend: Some(mend.into()),
+            ..Self::pass(check, detail)
         }
     }
 
@@ -80,10 +79,8 @@ impl Row {
         mend: impl Into<String>,
     ) -> Self {
         Self {
-            check,
             status: Status::Fail,
-            detail: detail.into(),
-            mend: Some(mend.into()),
+            ..Self::warn(check, detail, mend)
         }
     }
 }

@@ -44,14 +44,7 @@ impl Drop for SocketFile {
 
 impl Socket {
     pub(super) fn listen(path: &Path) -> Result<Self, SerialError> {
-        let fail = |action| {
-            move |source| SerialError::Path {
-                mode: "socket",
-                path: path.to_owned(),
-                action,
-                source,
-            }
-        };
+        let fail = |action| failed(path, action);
         remove_stale(path)?;
         let listener = bind(path)?;
         listener
@@ -114,16 +107,19 @@ impl Socket {
     }
 }
 
+/// The error of `action` on the socket at `path`; made for `map_err`.
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> SerialError {
+    move |source| SerialError::Path {
+        mode: "socket",
+        path: path.to_owned(),
+        action,
+        source,
+    }
+}
+
 /// Removes a socket that nobody listens on, which a killed process left behind.
 fn remove_stale(path: &Path) -> Result<(), SerialError> {
-    let fail = |action| {
-        move |source| SerialError::Path {
-            mode: "socket",
-            path: path.to_owned(),
-            action,
-            source,
-        }
-    };
+    let fail = |action| failed(path, action);
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         result => result.map_err(fail("look at it"))?,
@@ -146,14 +142,7 @@ fn remove_stale(path: &Path) -> Result<(), SerialError> {
 }
 
 fn bind(path: &Path) -> Result<UnixListener, SerialError> {
-    let fail = |action| {
-        move |source| SerialError::Path {
-            mode: "socket",
-            path: path.to_owned(),
-            action,
-            source,
-        }
-    };
+    let fail = |action| failed(path, action);
     // SAFETY: all-zero is a valid sockaddr_un.
     #[allow(unsafe_code)]
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };

@@ -1,0 +1,176 @@
+//! Devices, each on its bus and its interrupt.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use arch::x86_64::acpi::AcpiPci;
+use arch::x86_64::{cpuid, layout};
+use devices::acpi::{EventDevice, POWER_REGISTERS_LEN, Power};
+use devices::bus::{BusDevice, BusError, SharedDevice};
+use devices::legacy::{BootMark, DebugPort, I8042, PvPanic};
+use devices::memory::GuestRam;
+use devices::pci;
+use devices::platform::Platform;
+use devices::virtio::transport::pci::VirtioPci;
+use devices::virtio::{Notify, VirtioDevice};
+
+use super::BuildError;
+use crate::kvm::capabilities::Host;
+use crate::kvm::irq::Interrupts;
+use crate::vcpu::Buses;
+use crate::vm::notices::Notices;
+use crate::wire::serial::SerialHost;
+
+/// Widest guest physical address that a machine uses, however wide the host's are.
+const MAX_PHYS_BITS: u8 = 46;
+
+fn shared(device: impl BusDevice + 'static) -> SharedDevice {
+    Arc::new(Mutex::new(device))
+}
+
+/// Adds what a PC has beside PCI, but for the serial port.
+pub(super) fn add_legacy(
+    buses: &Buses,
+    notices: &Arc<Notices>,
+    pvpanic: bool,
+    started: Instant,
+) -> Result<(), BusError> {
+    let platform: Arc<dyn Platform> = notices.clone();
+    let keyboard = u64::from(layout::I8042_DATA_PORT);
+    let keyboard_len = u64::from(layout::I8042_COMMAND_PORT) + 1 - keyboard;
+    let i8042 = I8042::new(platform.clone());
+    buses.pio.insert(keyboard, keyboard_len, shared(i8042))?;
+    let debug_port = DebugPort::new(started);
+    buses
+        .pio
+        .insert(layout::DEBUG_PORT.into(), 1, shared(debug_port))?;
+    if pvpanic {
+        let port = PvPanic::new(platform);
+        buses
+            .pio
+            .insert(layout::PVPANIC_PORT.into(), 1, shared(port))?;
+    }
+    let marks = layout::BOOT_MARK;
+    buses
+        .mmio
+        .insert(marks.start, marks.len, shared(BootMark::new(started)))
+}
+
+/// Adds the serial port, and tells its interrupt.
+pub(super) fn add_serial(
+    buses: &Buses,
+    interrupts: &Interrupts,
+    serial: Option<&SerialHost>,
+) -> Result<Option<u32>, BuildError> {
+    let Some(serial) = serial else {
+        return Ok(None);
+    };
+    let line = interrupts
+        .line(layout::COM1_GSI)
+        .map_err(BuildError::host("the interrupt of the serial port"))?;
+    buses.pio.insert(
+        layout::COM1_PORT.into(),
+        layout::COM_PORT_COUNT.into(),
+        shared(serial.port(line)),
+    )?;
+    Ok(Some(layout::COM1_GSI))
+}
+
+/// Adds the registers of ACPI, and gives the device that tells the guest of events.
+pub(super) fn add_acpi(
+    buses: &Buses,
+    interrupts: &Interrupts,
+    notices: &Arc<Notices>,
+) -> Result<EventDevice, BuildError> {
+    let power = Power::new(notices.clone());
+    buses.pio.insert(
+        layout::SLEEP_CONTROL_PORT.into(),
+        POWER_REGISTERS_LEN,
+        shared(power),
+    )?;
+    let line = interrupts
+        .line(layout::GED_GSI)
+        .map_err(BuildError::host("the interrupt of the ACPI event device"))?;
+    let events = EventDevice::new(line);
+    let page = layout::ACPI_EVENT;
+    buses
+        .mmio
+        .insert(page.start, page.len, shared(events.clone()))?;
+    Ok(events)
+}
+
+/// Adds an empty PCI bus, and tells where it is found.
+pub(super) fn add_pci(
+    buses: &Buses,
+    host: &Host,
+    ram_size: u64,
+) -> Result<(pci::Root, AcpiPci), BuildError> {
+    let phys_bits = cpuid::physical_address_bits(host.cpuid()).min(MAX_PHYS_BITS);
+    let low = layout::PCI_MMIO32;
+    let high = layout::pci_mmio64(layout::ram_end(ram_size), phys_bits)?;
+    let windows = pci::Windows {
+        low: low.start..low.end(),
+        high: high.start..high.end(),
+    };
+    let root = pci::Root::new(Arc::clone(&buses.mmio), windows);
+    let ecam = layout::PCI_ECAM;
+    buses.mmio.insert(ecam.start, ecam.len, root.ecam())?;
+    buses.pio.insert(
+        layout::PCI_CONFIG_PORT.into(),
+        layout::PCI_CONFIG_PORT_COUNT.into(),
+        root.config_ports(),
+    )?;
+    let bridge = AcpiPci {
+        ecam,
+        ecam_reserved: layout::PCI_ECAM_RESERVED,
+        mmio32: low,
+        mmio64: high,
+    };
+    Ok((root, bridge))
+}
+
+/// Puts virtio devices on the PCI bus, each in the next free slot.
+pub(super) struct VirtioSlots<'a> {
+    pub(super) pci: &'a mut pci::Root,
+    pub(super) memory: &'a GuestRam,
+    pub(super) interrupts: &'a Arc<Interrupts>,
+    pub(super) notify: Arc<dyn Notify>,
+}
+
+impl VirtioSlots<'_> {
+    pub(super) fn add(&mut self, device: impl VirtioDevice + 'static) -> Result<(), BuildError> {
+        let vectors = self
+            .interrupts
+            .vectors(VirtioPci::vector_count(&device))
+            .map_err(BuildError::host("MSI-X vectors for a virtio device"))?;
+        let name = device.name().to_owned();
+        let function = VirtioPci::new(
+            Box::new(device),
+            self.memory.clone(),
+            vectors,
+            self.notify.clone(),
+        )?;
+        let slot = self.pci.add(Arc::new(Mutex::new(function)))?;
+        tracing::debug!(name, slot, "virtio device added");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use devices::acpi::{Event, RESET_VALUE, SLEEP_TYPE_S5};
+
+    use super::*;
+
+    #[test]
+    fn devices_answer_to_what_the_tables_tell_the_guest() {
+        assert_eq!(SLEEP_TYPE_S5, layout::SLEEP_TYPE_S5);
+        assert_eq!(RESET_VALUE, layout::RESET_VALUE);
+        assert_eq!(Event::PowerButton.bit(), layout::EVENT_POWER_BUTTON);
+        let status = layout::SLEEP_CONTROL_PORT + 1;
+        let reset = layout::SLEEP_CONTROL_PORT + 2;
+        assert_eq!(layout::SLEEP_STATUS_PORT, status);
+        assert_eq!(layout::RESET_PORT, reset);
+        assert_eq!(POWER_REGISTERS_LEN, 3);
+    }
+}

@@ -1,0 +1,120 @@
+//! Why a machine could not be built.
+
+use std::io;
+use std::path::PathBuf;
+
+use arch::kernel::{InitramfsError, KernelError};
+use arch::x86_64::acpi::AcpiError;
+use arch::x86_64::boot::BootError;
+use arch::x86_64::cpuid::{CpuidError, TopologyError};
+use arch::x86_64::layout::LayoutError;
+use devices::bus::BusError;
+use devices::pci::RootError;
+use devices::virtio::transport::pci::VirtioPciError;
+use vm_memory::GuestMemoryError;
+
+use crate::kvm::KvmError;
+use crate::kvm::memory::MemoryError;
+use crate::kvm::vcpu::VcpuError;
+use crate::wire::net::NetError;
+
+/// Why a machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// More vCPUs than KVM takes.
+    #[error(
+        "cpus.max_vcpus is {asked}, expected at most {limit}: this host's KVM takes no more vCPUs"
+    )]
+    TooManyVcpus {
+        /// As configured.
+        asked: u32,
+        /// What KVM takes.
+        limit: usize,
+    },
+    /// A topology that cannot be made.
+    #[error("cpus.topology")]
+    Topology(#[from] TopologyError),
+    /// More memory than fits below the devices.
+    #[error("memory.size")]
+    Layout(#[from] LayoutError),
+    /// A kernel that cannot be loaded.
+    #[error("--kernel {}", path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: KernelError,
+    },
+    /// An initramfs that cannot be loaded.
+    #[error("--initramfs {}", path.display())]
+    Initramfs {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: InitramfsError,
+    },
+    /// Boot data that cannot be written, such as too long a command line.
+    #[error("cannot prepare the boot of the kernel")]
+    Boot(#[from] BootError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The code of the reset vector.
+    #[error("cannot write to guest memory")]
+    Write(#[from] GuestMemoryError),
+    /// KVM refused something.
+    #[error("KVM refused to build the machine")]
+    Kvm(#[from] KvmError),
+    /// KVM refused a vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// CPUID.
+    #[error("cannot make the guest's CPUID")]
+    Cpuid(#[from] CpuidError),
+    /// ACPI tables.
+    #[error("cannot make the guest's ACPI tables")]
+    Acpi(#[from] AcpiError),
+    /// Two devices at one address.
+    #[error("cannot put a device on its bus")]
+    Bus(#[from] BusError),
+    /// More devices than the PCI bus has room for.
+    #[error("cannot put a device on the PCI bus")]
+    Pci(#[from] RootError),
+    /// A virtio device cannot be put on PCI.
+    #[error("cannot add a virtio device")]
+    Virtio(#[from] VirtioPciError),
+    /// A network that was opened before.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// An eventfd, a thread.
+    #[error("cannot get {what}")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl BuildError {
+    /// Whether the configuration is at fault, and not the host or the VMM.
+    pub fn is_configuration(&self) -> bool {
+        matches!(
+            self,
+            Self::TooManyVcpus { .. }
+                | Self::Topology(_)
+                | Self::Layout(_)
+                | Self::Kernel { .. }
+                | Self::Initramfs { .. }
+                | Self::Boot(_)
+                | Self::Pci(_)
+        )
+    }
+
+    pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Host { what, source }
+    }
+}
