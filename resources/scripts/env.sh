@@ -52,11 +52,14 @@ kvm_is_hardware() {
     grep -q -w -m1 -E 'vmx|svm' /proc/cpuinfo && [ -c /dev/kvm ] && { [ -w /dev/kvm ] || can_be_root; }
 }
 
-# The release binary is one static file. A target is named so that the flag does not reach proc-macros.
-build_podvisor() {
+# Builds a program of the workspace as one static file: build_static PACKAGE PROGRAM.
+# A target is named so that the flag does not reach proc-macros.
+build_static() {
     command -v cargo >/dev/null || die "there is no cargo; install Rust: https://rustup.rs"
     command -v cc >/dev/null || need_packages gcc libc6-dev
-    step "building podvisor (release, static)"
+    step "building $2 (release, static)"
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
-        cargo build --manifest-path "$ROOT/Cargo.toml" --release --locked --target "$TRIPLE" -p vmm --bin podvisor
+        cargo build --manifest-path "$ROOT/Cargo.toml" --release --locked --target "$TRIPLE" -p "$1" --bin "$2"
 }
+
+build_podvisor() { build_static vmm podvisor; }

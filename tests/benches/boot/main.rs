@@ -3,7 +3,7 @@
 //! usage: boot [RUNS]   (from `./tests/run bench`, which enters the lab where it must)
 //!
 //! The spans are read from KVM's own tracepoints, so that no VMM has to help: the first entry into the guest, the first
-//! exit of the kernel, the first process's write to the debug port, and the end of the VMM's process. Memory is sampled
+//! exit of the kernel, the first process's write to an address without memory, and the end of the VMM's process. Memory is sampled
 //! in runs of their own, whose guest idles for a while.
 
 mod memory;

@@ -125,10 +125,7 @@ impl Peer {
                     .arg(path);
             }
             Kind::QemuMicrovm => {
-                command.args([
-                    "-M",
-                    "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on",
-                ]);
+                command.args(["-M", "microvm,pit=off,pic=off,rtc=off,isa-serial=on"]);
                 qemu(&mut command);
                 direct_boot(&mut command, "-", kernel, &payload.initramfs, &cmdline);
             }

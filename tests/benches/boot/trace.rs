@@ -40,7 +40,7 @@ impl Trace {
         Ok(Self {
             entries: Instance::new("entries", "kvm_entry", "")?,
             exits: Instance::new("exits", "kvm_exit", EARLY_KERNEL)?,
-            marks: Instance::new("marks", "kvm_pio", "rw == 1 && port == 0x80 && val == 123")?,
+            marks: Instance::new("marks", "kvm_mmio", "gpa == 0xc0000000 && val == 123")?,
         })
     }
 

@@ -1,15 +1,19 @@
 //! First process of a benchmark's guest: leaves a mark that a tracer of the host's KVM sees, waits if it is told to,
 //! and ends the machine. It is linked statically and is all there is in the guest's userland.
 
-use std::arch::asm;
 use std::error::Error;
 use std::ffi::CString;
 use std::fs;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr;
 use std::time::Duration;
 
-/// Written to the debug port by the first instruction of userland that can.
+/// Written to a physical address where no machine has memory: the VMM sees an access to a device.
 const MARK: u8 = 123;
-const DEBUG_PORT: u16 = 0x80;
+const MARK_ADDRESS: libc::off_t = 0xc000_0000;
+const PAGE: usize = 4096;
 
 fn main() -> Result<(), Box<dyn Error>> {
     mark()?;
@@ -28,16 +32,35 @@ fn main() -> Result<(), Box<dyn Error>> {
     Err("the machine did not end".into())
 }
 
-fn mark() -> std::io::Result<()> {
-    // SAFETY: it changes nothing but the right of this thread to use I/O ports.
+fn mark() -> Result<(), Box<dyn Error>> {
+    let path = CString::new("/mem")?;
+    // SAFETY: the string lives longer than the call.
     #[expect(unsafe_code)]
-    if unsafe { libc::iopl(3) } != 0 {
-        return Err(std::io::Error::last_os_error());
+    let made = unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 1)) };
+    if made != 0 {
+        return Err(io::Error::last_os_error().into());
     }
-    // SAFETY: the instruction touches neither memory nor stack, and the right to use the port was had above.
+    let memory = OpenOptions::new().read(true).write(true).open("/mem")?;
+    let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    #[expect(unsafe_code)]
+    let page = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            PAGE,
+            access,
+            flags,
+            memory.as_raw_fd(),
+            MARK_ADDRESS,
+        )
+    };
+    if page == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error().into());
+    }
+    // SAFETY: the mapping succeeded, is writable, and no reference points into it.
     #[expect(unsafe_code)]
     unsafe {
-        asm!("out dx, al", in("dx") DEBUG_PORT, in("al") MARK, options(nomem, nostack, preserves_flags));
+        ptr::write_volatile(page.cast::<u8>(), MARK);
     }
     Ok(())
 }
@@ -52,12 +75,12 @@ fn mount_proc() -> Result<(), Box<dyn Error>> {
             target.as_ptr(),
             kind.as_ptr(),
             0,
-            std::ptr::null(),
+            ptr::null(),
         )
     };
     match result {
         0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error().into()),
+        _ => Err(io::Error::last_os_error().into()),
     }
 }
 

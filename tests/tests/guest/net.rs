@@ -1,5 +1,7 @@
 //! The network, through a tap in a namespace of each test's own.
 
+use std::process::Stdio;
+
 use anyhow::Result;
 use tests::{Guest, Network, Running};
 
@@ -37,13 +39,17 @@ fn guest_and_host_ping_each_other() -> Result<()> {
 #[test]
 fn iperf3_moves_data_both_ways() -> Result<()> {
     let network = Network::new()?;
-    network.host("iperf3 --server --daemon --pidfile /dev/null")?;
+    let mut server = network
+        .command(&["iperf3", "--server"])
+        .stdout(Stdio::null())
+        .spawn()?;
     let guest = connected(
         &network,
         "tools iperf3 -c 192.168.250.1 -t 2 -f k && tools iperf3 -c 192.168.250.1 -t 2 -f k --reverse",
     )?;
     let output = guest.wait()?.output();
-    network.host("kill $(ip netns pids $(ip netns identify))")?;
+    server.kill()?;
+    server.wait()?;
     let output = output?;
     let received: Vec<f64> = output
         .lines()
@@ -58,22 +64,36 @@ fn iperf3_moves_data_both_ways() -> Result<()> {
 #[test]
 fn files_cross_unchanged_both_ways() -> Result<()> {
     let network = Network::new()?;
-    let guest = connected(
+    let mut guest = connected(
         &network,
-        "nc -l -p 7000 >/tmp/file; sha256sum </tmp/file; nc 192.168.250.1 7001 </tmp/file",
+        "nc -l -p 7000 >/tmp/file; sha256sum </tmp/file; nc 192.168.250.1 7001 </tmp/file; read line",
     )?;
     let sums = network.host(
-        "file=$(mktemp) back=$(mktemp)
+        "file=$(mktemp) back=$(mktemp) silence=$(mktemp -u)
          head -c 4M /dev/urandom >$file
-         timeout 100 busybox nc -l -p 7001 >$back &
+         # A listener whose input ends hangs up on the other side.
+         mkfifo $silence
+         exec 3<>$silence
+         busybox nc -l -p 7001 <&3 >$back &
          until timeout 50 busybox nc 192.168.250.2 7000 <$file; do sleep 0.2; done
          wait
          sha256sum <$file; sha256sum <$back
-         rm $file $back",
+         rm $file $back $silence",
     )?;
+    // Had the guest powered off by itself, it would have taken the last bytes with it.
+    guest.send("\n")?;
     let output = guest.wait()?.output()?;
     let sums: Vec<_> = sums.lines().collect();
-    assert_eq!(sums, [output.lines().last().unwrap_or_default(), sums[0]]);
+    assert_eq!(
+        sums,
+        [
+            output
+                .lines()
+                .find(|line| line.ends_with("  -"))
+                .unwrap_or_default(),
+            sums[0]
+        ]
+    );
     Ok(())
 }
 

@@ -115,7 +115,7 @@ fn socket_carries_both_ways() -> Result<()> {
 
 #[test]
 fn pty_carries_both_ways() -> Result<()> {
-    let guest = Guest::new().serial("pty").script(ECHO).start()?;
+    let guest = Guest::new().serial("pty").arg("-v").script(ECHO).start()?;
     guest.wait_for_message("/dev/pts/")?;
     let messages = guest.messages();
     let name: String = messages
