@@ -65,6 +65,8 @@ pub struct Net<B: Backend> {
     worker: Option<Worker<QueuePair<B>>>,
     /// The port may hold packets that only a driver which took segmentation offload can take.
     oversized: bool,
+    /// The driver has offered room for the longest packet once: kept over a pause, as its ring may be low when it resumes.
+    offers_enough: bool,
 }
 
 impl<B: Backend> Net<B> {
@@ -101,6 +103,7 @@ impl<B: Backend> Net<B> {
             worker: None,
             // Whoever had the port before may have left some.
             oversized: true,
+            offers_enough: false,
         })
     }
 
@@ -211,7 +214,8 @@ impl<B: Backend> VirtioDevice for Net<B> {
             metrics: Arc::clone(&self.metrics),
         };
         let want = spec::longest_packet(offloads, self.mtu);
-        let rx = Rx::new(rx, want, features & bit(spec::VIRTIO_NET_F_MRG_RXBUF) != 0);
+        let merge = features & bit(spec::VIRTIO_NET_F_MRG_RXBUF) != 0;
+        let rx = Rx::new(rx, want, merge, self.offers_enough);
         let pair = QueuePair::new(&self.name, shared, port, rx, Tx::new(tx));
         let worker = Worker::spawn(&self.name, pair).map_err(|source| StartError::Resource {
             what: "a worker thread",
@@ -225,15 +229,17 @@ impl<B: Backend> VirtioDevice for Net<B> {
         let Some(worker) = self.worker.take() else {
             return Vec::new();
         };
-        let queues = worker.stop().into_queues().into();
+        let pair = worker.stop();
+        self.offers_enough = pair.offers_enough();
         // Nobody takes packets now; those that wait for a resume are left, and what follows is for any driver.
         if let Err(error) = self.set_offloads(Offloads::empty()) {
             tracing::warn!(device = self.name, %error, "cannot reset the offloads of the network interface");
         }
-        queues
+        pair.into_queues().into()
     }
 
     fn reset(&mut self) {
+        self.offers_enough = false;
         if !std::mem::take(&mut self.oversized) {
             return;
         }
@@ -259,6 +265,7 @@ struct State {
     mac: [u8; 6],
     mtu: Option<u16>,
     link_up: bool,
+    offers_enough: bool,
 }
 
 impl<B: Backend> Persist for Net<B> {
@@ -267,6 +274,7 @@ impl<B: Backend> Persist for Net<B> {
             mac,
             mtu,
             link,
+            offers_enough,
             // Configuration, the same in the device that is restored into.
             name: _,
             queue_sizes: _,
@@ -285,12 +293,18 @@ impl<B: Backend> Persist for Net<B> {
                 mac: *mac,
                 mtu: *mtu,
                 link_up: link.is_up(),
+                offers_enough: *offers_enough,
             },
         )
     }
 
     fn restore(&mut self, section: &Section) -> Result<(), StateError> {
-        let State { mac, mtu, link_up } = section.decode(KIND, VERSION)?;
+        let State {
+            mac,
+            mtu,
+            link_up,
+            offers_enough,
+        } = section.decode(KIND, VERSION)?;
         let refuse = |field, value, expected: &str| StateError::Field {
             kind: KIND,
             field,
@@ -310,6 +324,7 @@ impl<B: Backend> Persist for Net<B> {
         self.mac = mac;
         self.mtu = mtu;
         self.link.set(link_up);
+        self.offers_enough = offers_enough;
         Ok(())
     }
 }

@@ -79,6 +79,11 @@ impl<B: Backend> QueuePair<B> {
         [self.rx.active, self.tx.active]
     }
 
+    /// See [`Rx::offers_enough`].
+    pub(super) fn offers_enough(&self) -> bool {
+        self.rx.offers_enough()
+    }
+
     fn receive(&mut self) {
         if self.rx_broken || self.port.state() == PortState::Gone {
             return;

@@ -46,8 +46,9 @@ pub(super) struct Rx {
 }
 
 impl Rx {
-    /// Receives packets of up to `want` bytes with their header.
-    pub(super) fn new(active: ActiveQueue, want: u64, merge: bool) -> Self {
+    /// Receives packets of up to `want` bytes with their header. `offers_enough` is what [`Rx::offers_enough`] was when
+    /// the same driver's queue was handed back.
+    pub(super) fn new(active: ActiveQueue, want: u64, merge: bool, offers_enough: bool) -> Self {
         Self {
             used: UsedRing::new(&active.queue),
             active,
@@ -55,8 +56,13 @@ impl Rx {
             posted: Posted::default(),
             want,
             merge,
-            offers_enough: false,
+            offers_enough,
         }
+    }
+
+    /// Whether the driver has offered room for the longest packet once.
+    pub(super) fn offers_enough(&self) -> bool {
+        self.offers_enough
     }
 
     /// Receives until there are no packets or no buffers, or other work has its turn. The driver gets one interrupt at

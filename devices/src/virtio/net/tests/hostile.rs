@@ -322,7 +322,7 @@ proptest! {
         let mut before = vec![0; PROP_MEMORY];
         guard.read_slice(&mut before, GuestAddress(0)).unwrap();
 
-        let mut rx = Rx::new(rx_ring.active(0, features), 1534, merge);
+        let mut rx = Rx::new(rx_ring.active(0, features), 1534, merge, false);
         let mut tx = Tx::new(tx_ring.active(1, features));
         for _ in 0..4 {
             let _ = rx.run(&shared, &mut port_state, &guard);

@@ -283,6 +283,26 @@ fn stops_and_starts_under_traffic_lose_nothing() {
 }
 
 #[test]
+fn resumed_device_waits_for_a_driver_that_runs_low() {
+    let mut bench = Bench::started(MERGE);
+    let long = payload(7, 1400);
+    bench.offer_rx(&[writable(DATA, 1024)]);
+    bench.offer_rx(&[writable(DATA + 0x1000, 1024)]);
+    bench.host_sends(&payload(1, 60));
+    assert_eq!(bench.wait_rx().len, 72);
+    let queues = bench.net.stop();
+    bench.start_with(queues, MERGE);
+    // Of two buffers one is left, which a driver that filled its ring before will not let stand alone for long.
+    bench.host_sends(&long);
+    bench.rx_stays_unused();
+    bench.offer_rx(&[writable(DATA, 1024)]);
+    assert_eq!(bench.wait_rx().len, 1024);
+    assert_eq!(bench.wait_rx().len, 1400 + 12 - 1024);
+    assert_eq!(bench.read(DATA + 0x1000, 12), received_header(2));
+    assert_eq!(count(&bench.metrics.rx_too_long), 0);
+}
+
+#[test]
 fn stop_of_a_device_that_does_not_run_gives_no_queues() {
     let mut bench = Bench::new();
     assert!(bench.net.stop().is_empty());
@@ -401,8 +421,14 @@ struct Fields {
     mac: [u8; 6],
     mtu: Option<u16>,
     link_up: bool,
+    offers_enough: bool,
 }
 
 fn serde_map(mac: [u8; 6], mtu: Option<u16>, link_up: bool) -> Fields {
-    Fields { mac, mtu, link_up }
+    Fields {
+        mac,
+        mtu,
+        link_up,
+        offers_enough: false,
+    }
 }
