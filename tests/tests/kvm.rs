@@ -124,10 +124,10 @@ fn up_to_64_cpus_are_made() -> Result<()> {
     let guest = Guest::new()
         .program(Program::new().print("up\n"))
         .cpus("boot=64")
+        .args(&["--shutdown-timeout", "1"])
         .start()?;
     guest.wait_for("up\n")?;
     assert!(guest.count("task")? >= 64);
-    guest.signal("TERM")?;
     guest.signal("TERM")?;
     guest.wait_at_most(Duration::from_secs(20))?;
     Ok(())

@@ -107,7 +107,7 @@ fn fio_verifies_what_it_wrote() -> Result<()> {
         .disk(&disk, "")
         .tools()?
         .script(
-            "tools fio --name=verify --filename=/dev/vda --size=16M --rw=randwrite --bsrange=512-64k --bs_unaligned=0 \
+            "tools fio --name=verify --filename=/dev/vda --size=8M --rw=randwrite --bsrange=512-64k --bs_unaligned=0 \
                 --ioengine=libaio --iodepth=16 --direct=1 --fsync=32 --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 \
                 --output-format=terse >/tmp/log 2>&1 || { cat /tmp/log; exit 1; }",
         )

@@ -1,7 +1,7 @@
 //! Many boots: what each leaves behind.
 
 use anyhow::Result;
-use tests::{Disk, Guest, Network};
+use tests::{Disk, Guest, Network, assets};
 
 const BOOTS: usize = 20;
 
@@ -10,6 +10,7 @@ fn twenty_boots_leave_no_thread_descriptor_or_tap() -> Result<()> {
     let network = Network::new()?;
     let disk = Disk::new(1 << 20)?;
     let mut guest = Guest::new()
+        .kernel(assets::vmlinux()?)
         .network(&network)
         .disk(&disk, "")
         .arg("--net")

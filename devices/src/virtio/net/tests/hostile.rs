@@ -268,8 +268,16 @@ fn any_descriptor() -> impl Strategy<Value = Descriptor> {
     let len = prop_oneof![6 => 0_u32..0x900, 1 => any::<u32>()];
     let flags = prop_oneof![8 => 0_u16..4, 1 => 0_u16..8];
     let next = prop_oneof![8 => 0..SMALL, 1 => any::<u16>()];
-    (address, len, flags, next)
-        .prop_map(|(address, len, flags, next)| descriptor(address, len, flags, next))
+    (address, len, flags, next).prop_map(|(address, len, flags, next)| {
+        // A packet received into a table would make descriptors of its own, whose buffers the test does not know.
+        let receives_into_table = address == TABLE / 2 && flags & WRITE != 0;
+        let flags = if receives_into_table {
+            flags & !WRITE
+        } else {
+            flags
+        };
+        descriptor(address, len, flags, next)
+    })
 }
 
 fn heads() -> impl Strategy<Value = Vec<u16>> {
