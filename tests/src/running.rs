@@ -88,9 +88,8 @@ impl Running {
             return Ok(());
         }
         bail!(
-            "the guest did not print {text:?} ({times} times)\n--- console\n{}\n--- messages\n{}",
-            self.stdout.text(),
-            self.stderr.text()
+            "the guest did not print {text:?} ({times} times)\n{}",
+            self.story()
         )
     }
 
@@ -99,8 +98,37 @@ impl Running {
         if self.stderr.wait_until(|messages| messages.contains(text)) {
             return Ok(());
         }
-        bail!(
-            "the VMM did not say {text:?}\n--- console\n{}\n--- messages\n{}",
+        bail!("the VMM did not say {text:?}\n{}", self.story())
+    }
+
+    /// What was printed, and what each thread of the VMM does: name, state, CPU time in user and kernel (in ticks), and
+    /// where in the kernel it waits.
+    fn story(&self) -> String {
+        let mut threads = String::new();
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            // A thread may end meanwhile.
+            let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let stat = read("stat");
+            let fields: Vec<_> = stat
+                .rsplit_once(')')
+                .map(|(_, rest)| rest.split_whitespace().collect())
+                .unwrap_or_default();
+            let field = |index: usize| fields.get(index).copied().unwrap_or("?");
+            threads += &format!(
+                "{} {} {} {} {}\n",
+                read("comm").trim_end(),
+                field(0),
+                field(11),
+                field(12),
+                read("wchan"),
+            );
+        }
+        format!(
+            "--- console\n{}\n--- messages\n{}\n--- threads\n{threads}",
             self.stdout.text(),
             self.stderr.text()
         )
@@ -135,11 +163,7 @@ impl Running {
                 break status;
             }
             if Instant::now() > until {
-                bail!(
-                    "the VMM did not end in {limit:?}\n--- console\n{}\n--- messages\n{}",
-                    self.stdout.text(),
-                    self.stderr.text()
-                );
+                bail!("the VMM did not end in {limit:?}\n{}", self.story());
             }
             thread::sleep(Duration::from_millis(20));
         };
