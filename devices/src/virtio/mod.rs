@@ -9,6 +9,7 @@ pub mod chain;
 mod device;
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;
+pub mod mem;
 pub mod net;
 pub mod rng;
 pub mod transport;
