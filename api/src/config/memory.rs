@@ -15,8 +15,13 @@ const MAX_SIZE: ByteSize = ByteSize(1 << 45);
 /// Sizes of an x86 page that a hugetlbfs can have.
 const HUGEPAGE_SIZES: [ByteSize; 2] = [ByteSize::mib(2), ByteSize::mib(1024)];
 const PAGE_SIZE: ByteSize = ByteSize(4096);
+/// The least that virtio-mem plugs at once.
+const PLUG_SIZE: ByteSize = ByteSize::mib(2);
+/// A Linux guest manages memory in blocks of at least this size, and uses of a virtio-mem region only whole ones.
+const LINUX_BLOCK_SIZE: ByteSize = ByteSize::mib(128);
 
-/// Guest memory. `--memory size=S[,shared=,hugepages=,hugepage_size=,prefault=,mergeable=,thp=]`.
+/// Guest memory. `--memory size=S[,shared=,hugepages=,hugepage_size=,prefault=,mergeable=,thp=,hotplug_size=,
+/// hotplug_method=,hotplugged_size=]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MemoryConfig {
@@ -35,12 +40,13 @@ pub struct MemoryConfig {
     pub mergeable: bool,
     /// Whether the host may use transparent huge pages.
     pub thp: bool,
-    /// How memory is added later. Only ACPI.
+    /// How memory is added later.
     pub hotplug_method: HotplugMethod,
-    /// How much memory can be added later. Not supported.
+    /// How much memory can be added later. With virtio-mem a multiple of 128 MiB, or of the size of a huge page if that
+    /// is larger. With ACPI any number of pages: it is room for what is added in steps that the guest can take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hotplug_size: Option<ByteSize>,
-    /// How much of it is there at the start. Not supported.
+    /// How much of it the guest is asked to plug from the start; it can be taken away later. Only with virtio-mem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hotplugged_size: Option<ByteSize>,
     /// Whether swap space is reserved for the memory. Only `false`.
@@ -83,13 +89,7 @@ impl Default for MemoryConfig {
 }
 
 impl Section for MemoryConfig {
-    const UNSUPPORTED: &'static [&'static str] = &[
-        "hotplug_method",
-        "hotplug_size",
-        "hotplugged_size",
-        "reserve",
-        "zones",
-    ];
+    const UNSUPPORTED: &'static [&'static str] = &["reserve", "zones"];
 
     fn check(&self) -> Result<(), ConfigError> {
         if let Some(hugepage_size) = self.hugepage_size {
@@ -123,17 +123,78 @@ impl Section for MemoryConfig {
                 format!("expected {MIN_SIZE} to {MAX_SIZE}"),
             ));
         }
-        let page_size = match (self.hugepages, self.hugepage_size) {
-            (true, Some(size)) => size,
-            (true, None) => HUGEPAGE_SIZES[0],
-            (false, _) => PAGE_SIZE,
-        };
+        let page_size = self.page_size();
         if !self.size.0.is_multiple_of(page_size.0) {
             return Err(ConfigError::invalid(
                 "size",
                 self.size,
                 format!("expected a multiple of the page size, {page_size}"),
             ));
+        }
+        self.check_hotplug()
+    }
+}
+
+impl MemoryConfig {
+    /// The size of the pages that the memory is made of.
+    fn page_size(&self) -> ByteSize {
+        match (self.hugepages, self.hugepage_size) {
+            (true, Some(size)) => size,
+            (true, None) => HUGEPAGE_SIZES[0],
+            (false, _) => PAGE_SIZE,
+        }
+    }
+
+    fn check_hotplug(&self) -> Result<(), ConfigError> {
+        let refuse =
+            |field, value, problem: String| Err(ConfigError::invalid(field, value, problem));
+        let Some(hotplug_size) = self.hotplug_size else {
+            return match self.hotplugged_size {
+                Some(size) => refuse(
+                    "hotplugged_size",
+                    size,
+                    "expected hotplug_size beside it".to_owned(),
+                ),
+                None => Ok(()),
+            };
+        };
+        // `size` is in its bounds.
+        let room = ByteSize(MAX_SIZE.0 - self.size.0);
+        if hotplug_size.0 == 0 || hotplug_size > room {
+            let problem =
+                format!("expected more than 0, and at most {MAX_SIZE} together with size");
+            return refuse("hotplug_size", hotplug_size, problem);
+        }
+        let page_size = self.page_size();
+        let unit = match self.hotplug_method {
+            HotplugMethod::Acpi => page_size,
+            HotplugMethod::VirtioMem => LINUX_BLOCK_SIZE.max(page_size),
+        };
+        if !hotplug_size.0.is_multiple_of(unit.0) {
+            return refuse(
+                "hotplug_size",
+                hotplug_size,
+                format!("expected a multiple of {unit}"),
+            );
+        }
+        let Some(hotplugged_size) = self.hotplugged_size else {
+            return Ok(());
+        };
+        if self.hotplug_method != HotplugMethod::VirtioMem {
+            let problem = "expected hotplug_method=virtio-mem beside it".to_owned();
+            return refuse("hotplugged_size", hotplugged_size, problem);
+        }
+        if hotplugged_size > hotplug_size {
+            let problem = format!("expected at most hotplug_size, {hotplug_size}");
+            return refuse("hotplugged_size", hotplugged_size, problem);
+        }
+        let unit = PLUG_SIZE.max(page_size);
+        if !hotplugged_size.0.is_multiple_of(unit.0) {
+            return refuse(
+                "hotplugged_size",
+                hotplugged_size,
+                format!("expected a multiple of {unit}"),
+            );
         }
         Ok(())
     }

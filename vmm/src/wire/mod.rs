@@ -11,7 +11,7 @@ pub mod serial;
 
 use std::sync::Arc;
 
-use api::config::VmConfig;
+use api::config::{ConfigError, VmConfig};
 
 use self::disk::{DiskError, OpenDisk};
 use self::net::{NetError, OpenNet};
@@ -57,6 +57,9 @@ impl Resources {
 /// Something that could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
+    /// Something that cannot be built yet.
+    #[error(transparent)]
+    Unsupported(ConfigError),
     /// The kernel or the initramfs.
     #[error(transparent)]
     Payload(#[from] PayloadError),
@@ -78,7 +81,7 @@ impl WireError {
     /// Whether the configuration is at fault, and not the host or the VMM.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Payload(_) | Self::Disk(_) | Self::Rng(_) => true,
+            Self::Unsupported(_) | Self::Payload(_) | Self::Disk(_) | Self::Rng(_) => true,
             Self::Net(error) => error.is_configuration(),
             Self::Serial(error) => error.is_bad_configuration(),
         }
@@ -91,6 +94,7 @@ impl WireError {
 ///
 /// [`WireError`] for the first thing that cannot be opened; what was opened before is closed.
 pub fn open(config: &VmConfig) -> Result<Resources, WireError> {
+    refuse_memory_hotplug(config)?;
     Ok(Resources {
         payload: payload::open(&config.payload)?,
         disks: config
@@ -102,4 +106,34 @@ pub fn open(config: &VmConfig) -> Result<Resources, WireError> {
         rng: rng::open(&config.rng)?,
         serial: SerialHost::open(&config.serial)?.map(Arc::new),
     })
+}
+
+/// No machine has a device that adds memory.
+fn refuse_memory_hotplug(config: &VmConfig) -> Result<(), WireError> {
+    match config.memory.hotplug_size {
+        None => Ok(()),
+        Some(size) => Err(WireError::Unsupported(ConfigError::Unsupported {
+            field: "memory.hotplug_size".to_owned(),
+            value: size.to_string(),
+            default: "none".to_owned(),
+        })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_hotplug_is_refused_by_name() {
+        let config = VmConfig {
+            memory: "size=1G,hotplug_size=2G".parse().unwrap(),
+            ..VmConfig::default()
+        };
+        let error = open(&config).err().unwrap();
+        assert!(error.is_configuration());
+        let message = error.to_string();
+        assert!(message.starts_with("memory.hotplug_size"), "{message}");
+        assert!(message.contains("2G was given"), "{message}");
+    }
 }

@@ -107,7 +107,7 @@ fn mode_without_a_value_is_refused() {
 #[test]
 fn value_without_a_key_is_refused_with_the_key_it_may_have_meant() {
     insta::assert_snapshot!(refusal::<MemoryConfig>("512M"),
-        @r#""512M": expected key=value, as in size=512M; known keys: size, shared, hugepages, hugepage_size, prefault, mergeable, thp"#);
+        @r#""512M": expected key=value, as in size=512M; known keys: size, shared, hugepages, hugepage_size, prefault, mergeable, thp, hotplug_method, hotplug_size, hotplugged_size"#);
     insta::assert_snapshot!(refusal::<CpusConfig>("4"),
         @r#""4": expected key=value, as in boot=4; known keys: boot, max, topology"#);
 }
@@ -127,7 +127,7 @@ fn unknown_keys_are_named_with_the_known_ones() {
     insta::assert_snapshot!(refusal::<CpusConfig>("boot_vcpus=1"),
         @r#"unknown key "boot_vcpus"; known keys: boot, max, topology"#);
     insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,shard=on"),
-        @r#"unknown key "shard"; known keys: size, shared, hugepages, hugepage_size, prefault, mergeable, thp"#);
+        @r#"unknown key "shard"; known keys: size, shared, hugepages, hugepage_size, prefault, mergeable, thp, hotplug_method, hotplug_size, hotplugged_size"#);
     insta::assert_snapshot!(refusal::<NetConfig>("tap=a,fds=3"),
         @r#"unknown key "fds"; known keys: tap, fd, mac, ip, mask, mtu, queue_size, id, offload_tso, offload_ufo, offload_csum"#);
     insta::assert_snapshot!(refusal::<RngConfig>("source=/x"),
@@ -205,8 +205,8 @@ fn keys_known_to_cloud_hypervisor_are_accepted_at_their_default_only() {
         @r#"socket is known to the Cloud Hypervisor API but not supported by podvisor: "/tmp/s" was given, only the default (none) is accepted"#);
     insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,image_type=qcow2"),
         @"image_type is known to the Cloud Hypervisor API but not supported by podvisor: Qcow2 was given, only the default (Raw) is accepted");
-    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hotplug_method=virtio-mem"),
-        @r#"hotplug_method is known to the Cloud Hypervisor API but not supported by podvisor: "VirtioMem" was given, only the default ("Acpi") is accepted"#);
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,reserve=on"),
+        @"reserve is known to the Cloud Hypervisor API but not supported by podvisor: true was given, only the default (false) is accepted");
     insta::assert_snapshot!(refusal::<CpusConfig>("boot=1,features=amx"),
         @r#"features is known to the Cloud Hypervisor API but not supported by podvisor: {"amx":true} was given, only the default ({"amx":false}) is accepted"#);
     insta::assert_snapshot!(refusal::<CpusConfig>("boot=1,affinity=[0@[1,3-4]]"),

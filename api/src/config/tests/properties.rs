@@ -96,12 +96,35 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn memories()(mib in 8_u64..100_000, shared: bool, prefault: bool, thp: bool) -> (String, MemoryConfig) {
-        let config = MemoryConfig { size: ByteSize::mib(mib), shared, prefault, thp, ..MemoryConfig::default() };
-        let text = format!(
-            "size={},shared={},prefault={},thp={}",
-            config.size, toggle(shared), toggle(prefault), toggle(thp)
+    fn memories()(
+        mib in 8_u64..100_000,
+        shared: bool,
+        prefault: bool,
+        thp: bool,
+        hotplug in proptest::option::of(1_u64..1000),
+        virtio_mem: bool,
+    ) -> (String, MemoryConfig) {
+        let method = if virtio_mem { HotplugMethod::VirtioMem } else { HotplugMethod::Acpi };
+        let config = MemoryConfig {
+            size: ByteSize::mib(mib),
+            shared,
+            prefault,
+            thp,
+            hotplug_method: method,
+            hotplug_size: hotplug.map(|blocks| ByteSize::mib(128 * blocks)),
+            hotplugged_size: hotplug.filter(|_| virtio_mem).map(|blocks| ByteSize::mib(2 * blocks)),
+            ..MemoryConfig::default()
+        };
+        let mut text = format!(
+            "size={},shared={},prefault={},thp={},hotplug_method={}",
+            config.size, toggle(shared), toggle(prefault), toggle(thp),
+            if virtio_mem { "virtio-mem" } else { "acpi" }
         );
+        for (key, size) in [("hotplug_size", config.hotplug_size), ("hotplugged_size", config.hotplugged_size)] {
+            if let Some(size) = size {
+                text += &format!(",{key}={size}");
+            }
+        }
         (text, config)
     }
 }

@@ -40,6 +40,66 @@ fn memory_is_made_of_whole_pages() {
 }
 
 #[test]
+fn memory_can_be_added_later_by_either_method() {
+    let acpi: MemoryConfig = "size=1G,hotplug_size=3G".parse().unwrap();
+    assert_eq!(
+        (acpi.hotplug_method, acpi.hotplug_size),
+        (HotplugMethod::Acpi, Some(ByteSize::mib(3072)))
+    );
+    // Kata asks for as much as the host has, whatever that is.
+    "size=1G,hotplug_size=16384004K"
+        .parse::<MemoryConfig>()
+        .unwrap();
+    let virtio: MemoryConfig =
+        "size=1G,hotplug_method=virtio-mem,hotplug_size=384M,hotplugged_size=130M"
+            .parse()
+            .unwrap();
+    assert_eq!(virtio.hotplug_method, HotplugMethod::VirtioMem);
+    assert_eq!(virtio.hotplugged_size, Some(ByteSize::mib(130)));
+    for size in [0, 384] {
+        format!("size=1G,hotplug_method=virtio-mem,hotplug_size=384M,hotplugged_size={size}M")
+            .parse::<MemoryConfig>()
+            .unwrap();
+    }
+    // The method alone adds nothing.
+    "size=1G,hotplug_method=virtio-mem"
+        .parse::<MemoryConfig>()
+        .unwrap();
+}
+
+#[test]
+fn memory_for_later_fits_the_guest_and_the_addresses() {
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hotplug_size=0"),
+        @"bad value 0 for hotplug_size: expected more than 0, and at most 32T together with size");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=16T,hotplug_size=17T"),
+        @"bad value 17T for hotplug_size: expected more than 0, and at most 32T together with size");
+    "size=16T,hotplug_size=16T".parse::<MemoryConfig>().unwrap();
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hotplug_size=4097"),
+        @"bad value 4097 for hotplug_size: expected a multiple of 4K");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hotplug_method=virtio-mem,hotplug_size=192M"),
+        @"bad value 192M for hotplug_size: expected a multiple of 128M");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hotplug_method=virtio-mem,hotplug_size=1536M,hugepages=on,hugepage_size=1G"),
+        @"bad value 1536M for hotplug_size: expected a multiple of 1G");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hotplug_size=3M,hugepages=on"),
+        @"bad value 3M for hotplug_size: expected a multiple of 2M");
+}
+
+#[test]
+fn memory_plugged_at_the_start_is_part_of_that_for_later() {
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hotplugged_size=128M"),
+        @"bad value 128M for hotplugged_size: expected hotplug_size beside it");
+    insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,hotplug_size=1G,hotplugged_size=128M"),
+        @"bad value 128M for hotplugged_size: expected hotplug_method=virtio-mem beside it");
+    let virtio = "size=1G,hotplug_method=virtio-mem,hotplug_size=1G";
+    insta::assert_snapshot!(refusal::<MemoryConfig>(&format!("{virtio},hotplugged_size=2G")),
+        @"bad value 2G for hotplugged_size: expected at most hotplug_size, 1G");
+    insta::assert_snapshot!(refusal::<MemoryConfig>(&format!("{virtio},hotplugged_size=3M")),
+        @"bad value 3M for hotplugged_size: expected a multiple of 2M");
+    insta::assert_snapshot!(refusal::<MemoryConfig>(&format!("{virtio},hugepages=on,hugepage_size=1G,hotplugged_size=512M")),
+        @"bad value 512M for hotplugged_size: expected a multiple of 1G");
+}
+
+#[test]
 fn network_addresses_go_in_pairs() {
     insta::assert_snapshot!(refusal::<NetConfig>("ip=10.0.0.1"),
         @"mask is missing: expected a network mask beside ip, as in 255.255.255.0");
