@@ -217,6 +217,42 @@ pub fn pci_mmio64(ram_end: u64, phys_bits: u8) -> Result<AddressRange, LayoutErr
         })
 }
 
+/// Largest memory block of Linux on x86, to which an area for hotplug is aligned.
+pub const MEMORY_BLOCK_MAX: u64 = 2 * GIB;
+/// Smallest memory block of Linux on x86: one section of its memory model.
+pub const MEMORY_BLOCK_MIN: u64 = 128 * MIB;
+/// Where RAM must end at least for Linux to use larger blocks.
+const LARGE_MEMORY_BLOCKS_FROM: u64 = 64 * GIB;
+
+/// Size in bytes of the blocks in which a Linux guest with `ram_size` bytes of RAM adds and removes memory
+/// (`probe_memory_block_size`): the smallest, and where RAM ends at 64 GiB or above, the largest that its end is a multiple
+/// of. What is hot-plugged must begin and end on a block.
+pub fn memory_block_size(ram_size: u64) -> u64 {
+    let end = ram_end(ram_size);
+    if end < LARGE_MEMORY_BLOCKS_FROM {
+        return MEMORY_BLOCK_MIN;
+    }
+    let alignment = 1 << end.trailing_zeros();
+    MEMORY_BLOCK_MAX.min(alignment).max(MEMORY_BLOCK_MIN)
+}
+
+/// The area for `hotplug_size` bytes of memory that may be added to a guest with `ram_size` bytes of RAM: from the first
+/// multiple of [`MEMORY_BLOCK_MAX`] after RAM and 4 GiB. Its end is what [`pci_mmio64`] takes.
+///
+/// An area of no bytes lies at the end of RAM, as if there were none. One that would not end below 2^64 is cut off there,
+/// where no address space has room for it.
+pub fn hotplug_region(ram_size: u64, hotplug_size: u64) -> AddressRange {
+    let end = ram_end(ram_size);
+    if hotplug_size == 0 {
+        return AddressRange::new(end, 0);
+    }
+    let start = end
+        .max(ABOVE_4G_START)
+        .checked_next_multiple_of(MEMORY_BLOCK_MAX)
+        .unwrap_or(u64::MAX);
+    AddressRange::new(start, hotplug_size.min(u64::MAX - start))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -283,6 +319,75 @@ mod tests {
             if let Ok(window) = pci_mmio64(end, phys_bits) {
                 prop_assert!(window.start >= end.max(ABOVE_4G_START) && window.start % GIB == 0 && window.len > 0);
                 prop_assert!(window.end() <= 1 << phys_bits.min(52));
+            }
+        }
+    }
+
+    #[test]
+    fn hotplug_area_starts_on_the_largest_block_above_ram_and_4_gib() {
+        for (ram, start) in [
+            (128 * MIB, 4 * GIB),
+            (3 * GIB, 4 * GIB),
+            (3 * GIB + MIB, 6 * GIB),
+            (5 * GIB, 6 * GIB),
+            (5 * GIB + 4 * KIB, 8 * GIB),
+            (64 * GIB, 66 * GIB),
+        ] {
+            let area = hotplug_region(ram, 640 * MIB);
+            assert_eq!(area, AddressRange::new(start, 640 * MIB), "{ram:#x}");
+        }
+    }
+
+    #[test]
+    fn hotplug_area_of_no_bytes_takes_no_address() {
+        for ram in [0, 512 * MIB, 3 * GIB, 5 * GIB + MIB, 1 << 45] {
+            assert_eq!(hotplug_region(ram, 0).end(), ram_end(ram));
+        }
+    }
+
+    #[test]
+    fn bar_window_starts_after_the_hotplug_area() {
+        let area = hotplug_region(5 * GIB, 1536 * MIB);
+        assert_eq!(area.end(), 7 * GIB + 512 * MIB);
+        let window = pci_mmio64(area.end(), 40).unwrap();
+        assert_eq!(window.start, 8 * GIB);
+        let area = hotplug_region(5 * GIB, 1 << 40);
+        assert!(matches!(
+            pci_mmio64(area.end(), 40),
+            Err(LayoutError::NoRoomAboveRam { .. })
+        ));
+    }
+
+    #[test]
+    fn linux_uses_larger_blocks_from_64_gib_on_if_the_end_of_ram_allows() {
+        for (ram, block) in [
+            (0, 128 * MIB),
+            (2 * GIB, 128 * MIB),
+            // Ends below 64 GiB, and then at it.
+            (62 * GIB, 128 * MIB),
+            (63 * GIB, 2 * GIB),
+            (64 * GIB, GIB),
+            (65 * GIB, 2 * GIB),
+            (65 * GIB + 512 * MIB, 512 * MIB),
+            (65 * GIB + 128 * MIB, 128 * MIB),
+            (65 * GIB + MIB, 128 * MIB),
+        ] {
+            assert_eq!(memory_block_size(ram), block, "{ram:#x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hotplug_area_is_aligned_above_ram_and_has_its_size(
+            ram in prop_oneof![0..1_u64 << 46, any::<u64>()],
+            size in prop_oneof![1..1_u64 << 46, 1..u64::MAX],
+        ) {
+            let area = hotplug_region(ram, size);
+            prop_assert!(area.start >= ram_end(ram).max(ABOVE_4G_START));
+            prop_assert!(area.end() >= area.start);
+            if let Ok(window) = pci_mmio64(area.end(), 52) {
+                prop_assert_eq!(area.len, size);
+                prop_assert!(area.start.is_multiple_of(memory_block_size(ram)) && window.start >= area.end());
             }
         }
     }
