@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | [`bus`] | address ranges and who answers them |
 //! | [`legacy`] | 16550 serial port, i8042 reset, debug port and boot mark, pvpanic |
-//! | [`acpi`] | hardware-reduced power registers, generic event device |
+//! | [`acpi`] | hardware-reduced power registers, generic event device, hotplug registers |
 //! | [`pci`] | host bridge with ECAM, BARs, MSI-X |
 //! | [`throttle`] | a bound on the log lines that a guest can cause |
 //! | [`virtio`] | transport core, its register faces, and one folder per device |

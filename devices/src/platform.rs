@@ -11,6 +11,9 @@ pub enum PlatformEvent {
     Panicked,
     /// The guest kernel panicked, and boots a crash kernel.
     CrashLoaded,
+    /// The guest gave up a PCI function, a vCPU or memory; `take_ejected` of the [`hotplug`](crate::acpi::hotplug)
+    /// devices tells what.
+    Ejected,
 }
 
 /// Where a device sends a [`PlatformEvent`].

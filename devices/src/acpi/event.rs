@@ -18,6 +18,12 @@ const VERSION: u16 = 1;
 pub enum Event {
     /// The power button was pressed.
     PowerButton,
+    /// Functions came to the PCI bus, or shall go.
+    Pci,
+    /// vCPUs came, or shall go.
+    Cpu,
+    /// Memory came, or shall go.
+    Memory,
 }
 
 impl Event {
@@ -25,6 +31,9 @@ impl Event {
     pub const fn bit(self) -> u8 {
         match self {
             Self::PowerButton => 0,
+            Self::Pci => 1,
+            Self::Cpu => 2,
+            Self::Memory => 3,
         }
     }
 }

@@ -1,6 +1,8 @@
-//! Devices of a hardware-reduced ACPI machine (ACPI 6.5, section 4.1): power registers and the generic event device.
+//! Devices of a hardware-reduced ACPI machine (ACPI 6.5, section 4.1): power registers, the generic event device, and the
+//! registers for what comes and goes while it runs.
 
 mod event;
+pub mod hotplug;
 mod power;
 
 pub use event::{Event, EventDevice};

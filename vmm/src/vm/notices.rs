@@ -27,6 +27,8 @@ pub struct Happened {
     pub panicked: bool,
     /// The guest's kernel panicked and starts a crash kernel.
     pub crash_loaded: bool,
+    /// The guest gave up a PCI function, a vCPU or memory.
+    pub ejected: bool,
     /// A vCPU ended; the first one, if there were several.
     pub end: Option<End>,
 }
@@ -61,6 +63,7 @@ impl Notices {
             power_off: has(PlatformEvent::PowerOff),
             panicked: has(PlatformEvent::Panicked),
             crash_loaded: has(PlatformEvent::CrashLoaded),
+            ejected: has(PlatformEvent::Ejected),
             end: self
                 .end
                 .lock()
@@ -81,6 +84,7 @@ const fn bit(event: PlatformEvent) -> u32 {
         PlatformEvent::PowerOff => 2,
         PlatformEvent::Panicked => 4,
         PlatformEvent::CrashLoaded => 8,
+        PlatformEvent::Ejected => 16,
     }
 }
 
