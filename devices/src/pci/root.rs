@@ -8,7 +8,7 @@ use tracing::warn;
 use super::allocator::{Allocation, BarAllocator};
 use super::ecam::{AddressPort, ConfigPorts, Ecam, Target};
 use super::probe::{self, ProbedBar};
-use super::{BarChange, HostBridge, PciFunction, Windows};
+use super::{BarChange, HostBridge, PciFunction, SlotGate, Windows};
 use crate::bus::{Bus, BusDevice, SharedDevice};
 use crate::state::{Persist, Section, StateError};
 use crate::throttle::Throttle;
@@ -58,6 +58,7 @@ impl Root {
             mmio: Arc::downgrade(&mmio),
             windows,
             slots: RwLock::default(),
+            gate: SlotGate::default(),
         };
         let bridge = Slot::new(Arc::new(Mutex::new(HostBridge::new())), Vec::new());
         slots.set(0, Some(bridge));
@@ -79,6 +80,11 @@ impl Root {
             slots: Arc::clone(&self.slots),
             address: Arc::clone(&self.address),
         }))
+    }
+
+    /// Hides functions from the guest that it gave up; each is shown again once it left its slot.
+    pub fn gate(&self) -> SlotGate {
+        self.slots.gate.clone()
     }
 
     /// Puts `function` into the lowest free slot, gives its BARs addresses, and returns the slot. The guest finds the
@@ -137,6 +143,7 @@ impl Root {
         let taken = self.slots.get(slot).filter(|_| slot != 0);
         let taken = taken.ok_or(RootError::NoFunction(slot))?;
         self.slots.set(slot, None);
+        self.slots.gate.open(1 << slot);
         let mut taken = lock(&taken);
         for at in 0..taken.bars.len() {
             self.slots.map(slot, &mut taken, at, None);
@@ -242,6 +249,7 @@ pub(super) struct Slots {
     mmio: Weak<Bus>,
     windows: Windows,
     slots: RwLock<[Option<SharedSlot>; SLOTS]>,
+    gate: SlotGate,
 }
 
 type SharedSlot = Arc<Mutex<Slot>>;
@@ -267,14 +275,14 @@ impl Slot {
 
 impl Slots {
     pub(super) fn read_config(&self, target: Target, data: &mut [u8]) {
-        if let Some(slot) = self.get(target.slot) {
+        if let Some(slot) = self.answering(target.slot) {
             let slot = lock(&slot);
             lock(&slot.function).read_config(target.offset, data);
         }
     }
 
     pub(super) fn write_config(&self, target: Target, data: &[u8]) {
-        if let Some(slot) = self.get(target.slot) {
+        if let Some(slot) = self.answering(target.slot) {
             let mut slot = lock(&slot);
             let changes = lock(&slot.function).write_config(target.offset, data);
             for BarChange { bar, to } in changes {
@@ -330,6 +338,11 @@ impl Slots {
             }
         }
         lock(function).bar_mapped(number, bar.mapped);
+    }
+
+    /// The function in `slot`, if the guest has not given it up.
+    fn answering(&self, slot: u8) -> Option<SharedSlot> {
+        self.get(slot).filter(|_| self.gate.is_open(slot))
     }
 
     fn get(&self, slot: u8) -> Option<SharedSlot> {

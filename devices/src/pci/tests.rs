@@ -365,6 +365,24 @@ fn function_that_does_not_fit_leaves_the_windows_as_they_were() {
 }
 
 #[test]
+fn function_behind_the_closed_gate_answers_no_configuration_access_until_it_left_its_slot() {
+    let mut machine = Machine::new();
+    let bars = [(0, BarKind::Memory32, 0x1000)];
+    machine.root.add(plain(0x20, &bars)).unwrap();
+    machine.root.add(plain(0x30, &[])).unwrap();
+    machine.enable(1);
+    let place = machine.bar(1, 0);
+    machine.root.gate().close(1 << 1);
+    assert_eq!(machine.read(Machine::config(1, 0)), [0xff; 4]);
+    assert_eq!(machine.read(Machine::config(2, 0)), [0x34, 0x12, 0x30, 0]);
+    machine.disable(1);
+    assert_eq!(machine.read(place), [0x20]);
+    assert!(machine.root.remove(1).is_ok());
+    assert_eq!(machine.root.add(plain(0x40, &[])), Ok(1));
+    assert_eq!(machine.read(Machine::config(1, 0)), [0x34, 0x12, 0x40, 0]);
+}
+
+#[test]
 fn removed_function_frees_its_slot_and_addresses() {
     let mut machine = Machine::new();
     let bars = [(0, BarKind::Memory32, LOW_LEN)];

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{HotplugError, Port, Registers};
 use crate::acpi::{Event, EventDevice};
 use crate::bus::BusDevice;
+use crate::pci::SlotGate;
 use crate::platform::Platform;
 use crate::state::{Persist, Section, StateError};
 
@@ -35,9 +36,14 @@ pub struct PciSlots {
     port: Port<Slots>,
 }
 
-/// Bitmaps by slot. What was inserted, shall go or was ejected is never bit 0.
-#[derive(Debug, Default, Serialize, Deserialize)]
 struct Slots {
+    bits: Bits,
+    gate: SlotGate,
+}
+
+/// Bitmaps by slot, without the host bridge in slot 0.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Bits {
     present: u32,
     inserted: u32,
     removing: u32,
@@ -46,10 +52,14 @@ struct Slots {
 }
 
 impl PciSlots {
-    /// Empty slots.
-    pub fn new(events: EventDevice, platform: Arc<dyn Platform>) -> Self {
+    /// Empty slots. What the guest ejects is hidden behind `gate` at once.
+    pub fn new(events: EventDevice, platform: Arc<dyn Platform>, gate: SlotGate) -> Self {
+        let slots = Slots {
+            bits: Bits::default(),
+            gate,
+        };
         Self {
-            port: Port::new(Slots::default(), Event::Pci, events, platform),
+            port: Port::new(slots, Event::Pci, events, platform),
         }
     }
 
@@ -69,7 +79,8 @@ impl PciSlots {
     /// [`HotplugError::NoPlace`] or [`HotplugError::Taken`], and nothing changed; or [`HotplugError::Notify`].
     pub fn insert(&self, slot: u8) -> Result<(), HotplugError> {
         self.port.change(|slots| {
-            slots.inserted |= slots.take(slot)?;
+            let bit = slots.take(slot)?;
+            slots.bits.inserted |= bit;
             Ok(())
         })
     }
@@ -81,7 +92,8 @@ impl PciSlots {
     /// [`HotplugError::NoPlace`] or [`HotplugError::Empty`], and nothing changed; or [`HotplugError::Notify`].
     pub fn request_removal(&self, slot: u8) -> Result<(), HotplugError> {
         self.port.change(|slots| {
-            slots.removing |= slots.occupied(slot)?;
+            let bit = slots.bits.occupied(slot)?;
+            slots.bits.removing |= bit;
             Ok(())
         })
     }
@@ -93,14 +105,14 @@ impl PciSlots {
     /// [`HotplugError::NoPlace`] or [`HotplugError::Empty`]; nothing changed.
     pub fn withdraw(&self, slot: u8) -> Result<(), HotplugError> {
         let mut slots = self.port.registers();
-        let bit = slots.occupied(slot)?;
-        slots.clear(bit);
+        let bit = slots.bits.occupied(slot)?;
+        slots.bits.clear(bit);
         Ok(())
     }
 
     /// The slots that the guest ejected since the last call, one bit each. They are free from then on.
     pub fn take_ejected(&self) -> u32 {
-        std::mem::take(&mut self.port.registers().ejected)
+        std::mem::take(&mut self.port.registers().bits.ejected)
     }
 }
 
@@ -120,16 +132,21 @@ impl Slots {
     /// Makes a free `slot` present, and gives its bit.
     fn take(&mut self, slot: u8) -> Result<u32, HotplugError> {
         let bit = bit(slot)?;
-        if (self.present | self.ejected) & bit != 0 {
+        let Self { bits, gate } = self;
+        if (bits.present | bits.ejected) & bit != 0 {
             return Err(HotplugError::Taken {
                 place: PLACE,
                 index: slot.into(),
             });
         }
-        self.present |= bit;
+        bits.present |= bit;
+        // The owner may put back what the guest gave up.
+        gate.open(bit);
         Ok(bit)
     }
+}
 
+impl Bits {
     /// The bit of a `slot` that is present.
     fn occupied(&self, slot: u8) -> Result<u32, HotplugError> {
         let bit = bit(slot)?;
@@ -152,22 +169,24 @@ impl Slots {
 impl Registers for Slots {
     fn read(&self, offset: u64) -> Option<u32> {
         match offset {
-            INSERTED => Some(self.inserted),
-            REMOVING => Some(self.removing),
+            INSERTED => Some(self.bits.inserted),
+            REMOVING => Some(self.bits.removing),
             EJECT => Some(0),
-            PRESENT => Some(self.present),
+            PRESENT => Some(self.bits.present),
             _ => None,
         }
     }
 
     fn write(&mut self, offset: u64, value: u32) -> bool {
+        let Self { bits, gate } = self;
         match offset {
-            INSERTED => self.inserted &= !value,
-            REMOVING => self.removing &= !value,
+            INSERTED => bits.inserted &= !value,
+            REMOVING => bits.removing &= !value,
             EJECT => {
-                let ejected = value & self.present;
-                self.clear(ejected);
-                self.ejected |= ejected;
+                let ejected = value & bits.present;
+                bits.clear(ejected);
+                bits.ejected |= ejected;
+                gate.close(ejected);
                 return ejected != 0;
             }
             _ => {}
@@ -189,24 +208,14 @@ impl BusDevice for PciSlots {
 impl Persist for PciSlots {
     fn save(&self) -> Section {
         let Self { port } = self;
-        let Slots {
-            present,
-            inserted,
-            removing,
-            ejected,
-        } = *port.registers();
-        let state = Slots {
-            present,
-            inserted,
-            removing,
-            ejected,
-        };
-        Section::new(KIND, VERSION, &state)
+        // The gate is closed for what was ejected.
+        let Slots { bits, gate: _ } = &*port.registers();
+        Section::new(KIND, VERSION, bits)
     }
 
     fn restore(&mut self, section: &Section) -> Result<(), StateError> {
-        let state: Slots = section.decode(KIND, VERSION)?;
-        let Slots {
+        let state: Bits = section.decode(KIND, VERSION)?;
+        let Bits {
             present,
             inserted,
             removing,
@@ -229,7 +238,10 @@ impl Persist for PciSlots {
         if ejected & (present | HOST_BRIDGE) != 0 {
             return Err(field("ejected", ejected, &format!("none of {present:#x}")));
         }
-        *self.port.registers() = state;
+        let mut slots = self.port.registers();
+        slots.bits = state;
+        slots.gate.close(ejected);
+        drop(slots);
         // The owner that was woken may have gone with the machine that was saved.
         if ejected != 0 {
             self.port.wake_owner();

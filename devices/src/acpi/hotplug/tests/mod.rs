@@ -10,12 +10,14 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::*;
 use crate::bus::BusDevice;
 use crate::interrupt::InterruptLine;
+use crate::pci::SlotGate;
 
 /// An owner, and what reached it and the guest.
 struct Machine {
     events: EventDevice,
     interrupt: EventFd,
     owner: Arc<Owner>,
+    gate: SlotGate,
 }
 
 #[derive(Default)]
@@ -38,11 +40,12 @@ impl Machine {
             events: EventDevice::new(line),
             interrupt,
             owner: Arc::default(),
+            gate: SlotGate::default(),
         }
     }
 
     fn pci(&self) -> PciSlots {
-        PciSlots::new(self.events.clone(), self.owner.clone())
+        PciSlots::new(self.events.clone(), self.owner.clone(), self.gate.clone())
     }
 
     fn cpus(&self, boot: u32, max: u32) -> CpuSlots {

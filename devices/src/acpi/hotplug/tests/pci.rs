@@ -56,6 +56,21 @@ fn ejected_slot_is_absent_at_once_and_free_once_the_owner_took_notice() {
 }
 
 #[test]
+fn ejected_function_is_hidden_until_the_owner_puts_one_into_its_slot() {
+    let machine = Machine::new();
+    let mut slots = machine.pci();
+    slots.occupy(1).unwrap();
+    slots.occupy(2).unwrap();
+    write(&mut slots, EJECT, 1 << 1 | 1 << 5);
+    let open = || [1, 2, 5].map(|slot| machine.gate.is_open(slot));
+    assert_eq!(open(), [false, true, true]);
+    slots.take_ejected();
+    assert_eq!(open(), [false, true, true]);
+    slots.insert(1).unwrap();
+    assert_eq!(open(), [true; 3]);
+}
+
+#[test]
 fn guest_may_eject_a_slot_that_nobody_asked_for() {
     let machine = Machine::new();
     let mut slots = machine.pci();
@@ -129,6 +144,7 @@ fn restored_slots_are_those_that_were_saved_and_wake_the_owner() {
     restored.restore(&section).unwrap();
     assert_eq!(restored.save(), section);
     assert_eq!(registers(&mut restored), registers(&mut slots));
+    assert!(fresh.gate.is_open(2) && !fresh.gate.is_open(3));
     assert_eq!((fresh.wakes(), restored.take_ejected()), (1, 1 << 3));
 }
 
