@@ -6,7 +6,7 @@
 //! 0xC100_0000  32-bit BAR window
 //! 0xE800_0000  PCI ECAM (1 MiB used, 256 MiB reserved)
 //! 0xF800_0000  virtio-mmio slots
-//! 0xF810_0000  ACPI event register
+//! 0xF810_0000  ACPI event register, then a page each for hotplug of PCI functions, vCPUs and memory
 //! 0xFEC0_0000  I/O APIC, 0xFEE0_0000 local APIC, 0xFFFB_C000 pages of KVM's own
 //! 0x1_0000_0000  high RAM, then room for hot-plugged memory, then the 64-bit BAR window
 //! ```
@@ -108,6 +108,15 @@ pub const PCI_ECAM_RESERVED: AddressRange = AddressRange::new(0xE800_0000, 256 *
 pub const VIRTIO_MMIO: AddressRange = AddressRange::new(0xF800_0000, MIB);
 /// Page of the ACPI generic event device; its 32-bit event register is at offset 0 and clears when read.
 pub const ACPI_EVENT: AddressRange = AddressRange::new(0xF810_0000, 4 * KIB);
+/// Page of the registers for hotplug of PCI functions (see [`registers`](super::acpi::hotplug::registers)).
+///
+/// Hotplug registers are memory-mapped because those of memory and vCPUs may grow with their number, and I/O ports are
+/// few; they are read only when something comes or goes.
+pub const ACPI_PCI_HOTPLUG: AddressRange = AddressRange::new(0xF810_1000, 4 * KIB);
+/// Page of the registers for hotplug of vCPUs.
+pub const ACPI_CPU_HOTPLUG: AddressRange = AddressRange::new(0xF810_2000, 4 * KIB);
+/// Page of the registers for hotplug of memory.
+pub const ACPI_MEMORY_HOTPLUG: AddressRange = AddressRange::new(0xF810_3000, 4 * KIB);
 /// I/O APIC registers.
 pub const IOAPIC_START: u64 = 0xFEC0_0000;
 /// Local APIC registers.
@@ -160,6 +169,12 @@ const PHYS_BITS_MAX: u8 = 52;
 
 /// Bit of the ACPI event register that says that the power button was pressed.
 pub const EVENT_POWER_BUTTON: u8 = 0;
+/// Bit of the ACPI event register that says that PCI functions came or shall go.
+pub const EVENT_PCI_HOTPLUG: u8 = 1;
+/// Bit of the ACPI event register that says that vCPUs came or shall go.
+pub const EVENT_CPU_HOTPLUG: u8 = 2;
+/// Bit of the ACPI event register that says that memory came or shall go.
+pub const EVENT_MEMORY_HOTPLUG: u8 = 3;
 
 /// An address map that cannot be made.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -267,6 +282,9 @@ mod tests {
             PCI_ECAM_RESERVED,
             VIRTIO_MMIO,
             ACPI_EVENT,
+            ACPI_PCI_HOTPLUG,
+            ACPI_CPU_HOTPLUG,
+            ACPI_MEMORY_HOTPLUG,
             AddressRange::new(IOAPIC_START, 4 * KIB),
             AddressRange::new(LAPIC_START, 4 * KIB),
             KVM_RESERVED,

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use ::devices::memory::{GuestRam, Ram};
 use api::config::{MemoryConfig, VmConfig};
-use arch::x86_64::acpi::{AcpiConfig, AcpiTables};
+use arch::x86_64::acpi::{AcpiConfig, AcpiHotplug, AcpiTables};
 use arch::x86_64::{layout, reset_vector};
 
 use self::devices::VirtioSlots;
@@ -108,8 +108,7 @@ fn assemble(
         com1_gsi,
         pvpanic: config.pvpanic,
         cmos: false,
-        events: Vec::new(),
-        extra_aml: Vec::new(),
+        hotplug: AcpiHotplug::default(),
     })?;
     tables.write(ram)?;
     reset_vector::write(ram)?;

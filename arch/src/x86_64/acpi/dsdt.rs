@@ -1,20 +1,20 @@
-//! The DSDT: PCI host bridge, event device, power button, serial port, pvpanic and soft-off.
+//! The DSDT: PCI host bridge, event device, power button, serial port, pvpanic, soft-off, and what can be plugged in.
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
+    AddressSpace, AddressSpaceCacheable, And, EISAName, Field, FieldAccessType, FieldEntry,
     FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, MethodCall,
     Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
     ZERO,
 };
 use acpi_tables::sdt::Sdt;
-use acpi_tables::{Aml, AmlSink};
 
-use super::{
-    AcpiConfig, AcpiEvent, AcpiEventAction, AcpiPci, OEM_ID, OEM_REVISION, OEM_TABLE_ID, to_bytes,
-};
+use super::aml::{Raw, device, name, to_bytes};
+use super::{AcpiConfig, AcpiPci, OEM_ID, OEM_REVISION, OEM_TABLE_ID, STATUS_WORKING, hotplug};
 use crate::x86_64::layout::{
-    ACPI_EVENT, AddressRange, COM_PORT_COUNT, COM1_PORT, EVENT_POWER_BUTTON, GED_GSI,
-    PCI_CONFIG_PORT, PCI_CONFIG_PORT_COUNT, PVPANIC_PORT, SLEEP_TYPE_S5,
+    ACPI_EVENT, AddressRange, COM_PORT_COUNT, COM1_PORT, EVENT_CPU_HOTPLUG, EVENT_MEMORY_HOTPLUG,
+    EVENT_PCI_HOTPLUG, EVENT_POWER_BUTTON, GED_GSI, PCI_CONFIG_PORT, PCI_CONFIG_PORT_COUNT,
+    PVPANIC_PORT, SLEEP_TYPE_S5,
 };
 
 /// From revision 2 on, AML integers have 64 bits.
@@ -22,19 +22,32 @@ const REVISION: u8 = 2;
 const HEADER_LEN: u32 = 36;
 /// Length in bytes of the event register.
 const EVENT_REGISTER_LEN: u8 = 4;
-/// Device is present, enabled, shown and working (ACPI 6.5, section 6.3.7).
-const STATUS_WORKING: u8 = 0xf;
 const POWER_BUTTON: &str = "\\_SB_.PWRB";
 /// Notification value of a pressed power button (ACPI 6.5, table 5.168).
 const BUTTON_PRESSED: u8 = 0x80;
 
 /// The DSDT, which names no address of another table.
 pub(super) fn build(config: &AcpiConfig) -> Vec<u8> {
-    let mut devices: Vec<Vec<u8>> = vec![power_button(), event_device(&config.events)];
+    let hotplug = &config.hotplug;
+    let mut devices = vec![power_button()];
+    let mut scans = Vec::new();
     if let Some(pci) = &config.pci {
         devices.push(pci_host_bridge(pci));
         devices.push(reserved_memory(pci.ecam_reserved));
+        if hotplug.pci_slots {
+            devices.push(hotplug::pci::slots());
+            scans.push((EVENT_PCI_HOTPLUG, hotplug::pci::SCAN));
+        }
     }
+    if hotplug.cpus {
+        devices.push(hotplug::cpu::container(&config.cpus));
+        scans.push((EVENT_CPU_HOTPLUG, hotplug::cpu::SCAN));
+    }
+    if hotplug.memory_slots > 0 {
+        devices.push(hotplug::memory::container(hotplug.memory_slots));
+        scans.push((EVENT_MEMORY_HOTPLUG, hotplug::memory::SCAN));
+    }
+    devices.push(event_device(&scans));
     if let Some(gsi) = config.com1_gsi {
         devices.push(serial_port(gsi));
     }
@@ -44,7 +57,6 @@ pub(super) fn build(config: &AcpiConfig) -> Vec<u8> {
     let mut aml = Scope::raw(Path::new("\\_SB_"), devices.concat());
     let sleep_type = Package::new(vec![&SLEEP_TYPE_S5, &SLEEP_TYPE_S5, &ZERO, &ZERO]);
     Name::new(Path::new("\\_S5_"), &sleep_type).to_aml_bytes(&mut aml);
-    aml.extend_from_slice(&config.extra_aml);
 
     let mut dsdt = Sdt::new(
         *b"DSDT",
@@ -58,14 +70,6 @@ pub(super) fn build(config: &AcpiConfig) -> Vec<u8> {
     dsdt.as_slice().to_vec()
 }
 
-fn name(path: &str, value: &dyn Aml) -> Name {
-    Name::new(Path::new(path), value)
-}
-
-fn device(path: &str, children: &[&dyn Aml]) -> Vec<u8> {
-    to_bytes(&Device::new(Path::new(path), children.to_vec()))
-}
-
 fn power_button() -> Vec<u8> {
     device(
         "PWRB",
@@ -77,19 +81,14 @@ fn power_button() -> Vec<u8> {
 }
 
 /// The generic event device (ACPI 6.5, section 5.6.9): its interrupt says that the event register has a bit set, and
-/// reading the register clears it.
-fn event_device(events: &[AcpiEvent]) -> Vec<u8> {
-    let power_button = AcpiEvent {
-        bit: EVENT_POWER_BUTTON,
-        action: AcpiEventAction::Notify {
-            object: POWER_BUTTON,
-            value: BUTTON_PRESSED,
-        },
-    };
-    let branches = std::iter::once(&power_button)
-        .chain(events)
-        .flat_map(event_branch)
-        .collect();
+/// reading the register clears it. `scans` are the bits beside the power button's, and the methods to call for them.
+fn event_device(scans: &[(u8, &str)]) -> Vec<u8> {
+    let button = Path::new(POWER_BUTTON);
+    let mut branches = event_branch(EVENT_POWER_BUTTON, &Notify::new(&button, &BUTTON_PRESSED));
+    for (bit, method) in scans {
+        let scan = MethodCall::new(Path::new(method), vec![]);
+        branches.extend(event_branch(*bit, &scan));
+    }
     device(
         "GED_",
         &[
@@ -126,19 +125,10 @@ fn event_device(events: &[AcpiEvent]) -> Vec<u8> {
 const EVENTS: Local = Local(0);
 
 /// `If (events & bit) { action }`.
-fn event_branch(event: &AcpiEvent) -> Vec<u8> {
-    let bit = 1u32.wrapping_shl(event.bit.into());
+fn event_branch(bit: u8, action: &dyn Aml) -> Vec<u8> {
+    let bit = 1u32.wrapping_shl(bit.into());
     let is_set = And::new(&ZERO, &EVENTS, &bit);
-    match event.action {
-        AcpiEventAction::Notify { object, value } => to_bytes(&If::new(
-            &is_set,
-            vec![&Notify::new(&Path::new(object), &value)],
-        )),
-        AcpiEventAction::Call { method } => to_bytes(&If::new(
-            &is_set,
-            vec![&MethodCall::new(Path::new(method), vec![])],
-        )),
-    }
+    to_bytes(&If::new(&is_set, vec![action]))
 }
 
 fn pci_host_bridge(pci: &AcpiPci) -> Vec<u8> {
@@ -219,13 +209,4 @@ fn pvpanic() -> Vec<u8> {
 /// An edge-triggered, active-high interrupt of one device, as irqfds make them.
 fn interrupt(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
-}
-
-/// AML that is made already.
-struct Raw(Vec<u8>);
-
-impl Aml for Raw {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(&self.0);
-    }
 }

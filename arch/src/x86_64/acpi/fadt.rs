@@ -3,7 +3,8 @@
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
-use super::{AcpiConfig, OEM_ID, OEM_REVISION, OEM_TABLE_ID, to_bytes};
+use super::aml::to_bytes;
+use super::{AcpiConfig, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::x86_64::layout::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT};
 
 /// Bits of `IAPC_BOOT_ARCH` (ACPI 6.5, table 5.11).

@@ -15,7 +15,7 @@ const LOCAL_APIC_NMI: u8 = 4;
 const LOCAL_X2APIC: u8 = 9;
 const LOCAL_X2APIC_NMI: u8 = 10;
 
-const ENABLED: u32 = 1 << 0;
+pub(super) const ENABLED: u32 = 1 << 0;
 const ONLINE_CAPABLE: u32 = 1 << 1;
 /// An APIC id of 255 is the broadcast address of an xAPIC, so that ids from here on need the x2APIC structure.
 const FIRST_X2APIC_ID: u32 = 255;
@@ -33,19 +33,9 @@ pub(super) fn build(cpus: &[AcpiCpu]) -> Vec<u8> {
     let mut has_x2apic = false;
     for (uid, cpu) in (0u32..).zip(cpus) {
         let flags = if cpu.enabled { ENABLED } else { ONLINE_CAPABLE };
-        match (u8::try_from(cpu.apic_id), u8::try_from(uid)) {
-            (Ok(apic_id), Ok(uid)) if cpu.apic_id < FIRST_X2APIC_ID => {
-                body.extend_from_slice(&[LOCAL_APIC, 8, uid, apic_id]);
-                body.extend_from_slice(&flags.to_le_bytes());
-            }
-            _ => {
-                has_x2apic = true;
-                body.extend_from_slice(&[LOCAL_X2APIC, 16, 0, 0]);
-                for word in [cpu.apic_id, flags, uid] {
-                    body.extend_from_slice(&word.to_le_bytes());
-                }
-            }
-        }
+        let entry = processor(uid, cpu.apic_id, flags);
+        has_x2apic |= entry[0] == LOCAL_X2APIC;
+        body.extend(entry);
     }
 
     body.extend_from_slice(&[IO_APIC, 12, 0, 0]);
@@ -72,4 +62,22 @@ pub(super) fn build(cpus: &[AcpiCpu]) -> Vec<u8> {
     );
     madt.append_slice(&body);
     madt.as_slice().to_vec()
+}
+
+/// The entry of a processor: of the older kind where its numbers fit.
+pub(super) fn processor(uid: u32, apic_id: u32, flags: u32) -> Vec<u8> {
+    let mut entry;
+    match (u8::try_from(apic_id), u8::try_from(uid)) {
+        (Ok(short_id), Ok(uid)) if apic_id < FIRST_X2APIC_ID => {
+            entry = vec![LOCAL_APIC, 8, uid, short_id];
+            entry.extend_from_slice(&flags.to_le_bytes());
+        }
+        _ => {
+            entry = vec![LOCAL_X2APIC, 16, 0, 0];
+            for word in [apic_id, flags, uid] {
+                entry.extend_from_slice(&word.to_le_bytes());
+            }
+        }
+    }
+    entry
 }

@@ -3,18 +3,20 @@
 //! The tables are made for fixed addresses below 1 MiB: the RSDP first, where operating systems look for it, then DSDT,
 //! FADT, MADT, MCFG and XSDT.
 
+mod aml;
 mod dsdt;
 mod fadt;
+pub mod hotplug;
 mod madt;
 #[cfg(test)]
 mod tests;
 
-use acpi_tables::Aml;
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
+use self::aml::to_bytes;
 use super::layout::{ACPI_AREA, ACPI_OVERFLOW_AREA, AddressRange, RSDP_START};
 
 const OEM_ID: [u8; 6] = *b"PODVSR";
@@ -25,6 +27,10 @@ const TABLES_OFFSET: u64 = 0x40;
 /// Tables start at multiples of this.
 const TABLE_ALIGNMENT: usize = 16;
 const MIB: u64 = 1 << 20;
+/// Device is present, enabled, shown and working (ACPI 6.5, section 6.3.7).
+const STATUS_WORKING: u8 = 0xf;
+/// The name of such a processor's device has three hexadecimal digits.
+const MAX_PLUGGABLE_CPUS: usize = 1 << 12;
 
 /// A processor as the MADT lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,31 +54,16 @@ pub struct AcpiPci {
     pub mmio64: AddressRange,
 }
 
-/// What an event of the generic event device does in AML.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AcpiEventAction {
-    /// `Notify(object, value)`.
-    Notify {
-        /// Absolute path of the object, every segment four characters, such as `\_SB_.PWRB`.
-        object: &'static str,
-        /// Notification value.
-        value: u8,
-    },
-    /// Calls a method without arguments.
-    Call {
-        /// Absolute path of the method, every segment four characters.
-        method: &'static str,
-    },
-}
-
-/// An event of the generic event device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AcpiEvent {
-    /// Its bit in the 32-bit event register, 1 to 31; bit 0 is the power button's
-    /// ([`EVENT_POWER_BUTTON`](super::layout::EVENT_POWER_BUTTON)).
-    pub bit: u8,
-    /// What to do.
-    pub action: AcpiEventAction,
+/// What can come and go while the guest runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AcpiHotplug {
+    /// Functions in the slots of bus 0, by the registers at
+    /// [`ACPI_PCI_HOTPLUG`](super::layout::ACPI_PCI_HOTPLUG); without meaning where there is no host bridge.
+    pub pci_slots: bool,
+    /// Processors but for the first one, by the registers at [`ACPI_CPU_HOTPLUG`](super::layout::ACPI_CPU_HOTPLUG).
+    pub cpus: bool,
+    /// Number of slots for memory, by the registers at [`ACPI_MEMORY_HOTPLUG`](super::layout::ACPI_MEMORY_HOTPLUG).
+    pub memory_slots: u8,
 }
 
 /// What the tables describe, beside what is always there: the event device with the power button, the I/O APIC, and the
@@ -89,10 +80,8 @@ pub struct AcpiConfig {
     pub pvpanic: bool,
     /// There is a CMOS clock at [`CMOS_PORT`](super::layout::CMOS_PORT).
     pub cmos: bool,
-    /// Events beside the power button.
-    pub events: Vec<AcpiEvent>,
-    /// AML to put at the end of the DSDT, such as devices for hotplug, in scopes of their own.
-    pub extra_aml: Vec<u8>,
+    /// What can come and go.
+    pub hotplug: AcpiHotplug,
 }
 
 /// ACPI tables that cannot be made or written.
@@ -106,9 +95,12 @@ pub enum AcpiError {
         /// Largest length.
         max: u64,
     },
-    /// An event without a bit of its own.
-    #[error("bit {0} of the ACPI event register cannot be used, expected 1 to 31")]
-    EventBit(u8),
+    /// More processors that can be plugged than there are names for.
+    #[error("{count} processors can be plugged, expected at most {MAX_PLUGGABLE_CPUS}")]
+    TooManyCpus {
+        /// How many there are.
+        count: usize,
+    },
     /// Writing to guest memory failed.
     #[error("the ACPI tables cannot be written to guest memory at {addr:#x}")]
     Write {
@@ -135,12 +127,9 @@ pub struct AcpiTables {
 impl AcpiTables {
     /// Makes the tables. They go into the BIOS area, or below it where they are too large for it.
     pub fn build(config: &AcpiConfig) -> Result<Self, AcpiError> {
-        if let Some(event) = config
-            .events
-            .iter()
-            .find(|event| !(1..32).contains(&event.bit))
-        {
-            return Err(AcpiError::EventBit(event.bit));
+        let count = config.cpus.len();
+        if config.hotplug.cpus && count > MAX_PLUGGABLE_CPUS {
+            return Err(AcpiError::TooManyCpus { count });
         }
         let bios = AddressRange::new(RSDP_START.0 + TABLES_OFFSET, ACPI_AREA.len - TABLES_OFFSET);
         let dsdt = dsdt::build(config);
@@ -219,10 +208,4 @@ impl AcpiPci {
     fn last_bus(&self) -> u8 {
         (self.ecam.len / MIB).saturating_sub(1).min(u8::MAX.into()) as u8
     }
-}
-
-fn to_bytes(aml: &dyn Aml) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    aml.to_aml_bytes(&mut bytes);
-    bytes
 }

@@ -158,6 +158,9 @@ impl VirtioSlots<'_> {
 
 #[cfg(test)]
 mod tests {
+    use arch::x86_64::acpi::hotplug::registers;
+    use devices::acpi::hotplug::units::Status;
+    use devices::acpi::hotplug::{cpu, memory, pci, units};
     use devices::acpi::{Event, RESET_VALUE, SLEEP_TYPE_S5};
 
     use super::*;
@@ -172,5 +175,33 @@ mod tests {
         assert_eq!(layout::SLEEP_STATUS_PORT, status);
         assert_eq!(layout::RESET_PORT, reset);
         assert_eq!(POWER_REGISTERS_LEN, 3);
+    }
+
+    #[test]
+    fn hotplug_registers_are_where_the_tables_tell_the_guest() {
+        assert_eq!(Event::Pci.bit(), layout::EVENT_PCI_HOTPLUG);
+        assert_eq!(Event::Cpu.bit(), layout::EVENT_CPU_HOTPLUG);
+        assert_eq!(Event::Memory.bit(), layout::EVENT_MEMORY_HOTPLUG);
+
+        assert_eq!(pci::INSERTED, registers::PCI_INSERTED);
+        assert_eq!(pci::REMOVING, registers::PCI_REMOVING);
+        assert_eq!(pci::EJECT, registers::PCI_EJECT);
+        assert_eq!(pci::PRESENT, registers::PCI_PRESENT);
+        assert_eq!(pci::REGISTERS_LEN, registers::PCI_LEN);
+
+        assert_eq!(units::SELECT, registers::SELECT);
+        assert_eq!(units::STATUS, registers::STATUS);
+        assert_eq!(units::NEXT, registers::NEXT);
+        assert_eq!(Status::ENABLED.bits(), 1 << registers::STATUS_ENABLED);
+        assert_eq!(Status::INSERTING.bits(), 1 << registers::STATUS_INSERTING);
+        assert_eq!(Status::REMOVING.bits(), 1 << registers::STATUS_REMOVING);
+        assert_eq!(Status::EJECT.bits(), 1 << registers::STATUS_EJECT);
+        assert_eq!(cpu::REGISTERS_LEN, registers::CPU_LEN);
+
+        assert_eq!(memory::BASE_LOW, registers::MEMORY_BASE);
+        assert_eq!(memory::BASE_HIGH, registers::MEMORY_BASE + 4);
+        assert_eq!(memory::LEN_LOW, registers::MEMORY_LENGTH);
+        assert_eq!(memory::LEN_HIGH, registers::MEMORY_LENGTH + 4);
+        assert_eq!(memory::REGISTERS_LEN, registers::MEMORY_LEN);
     }
 }
