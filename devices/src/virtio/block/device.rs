@@ -12,9 +12,8 @@ use super::disk::{BlockSizes, Disk};
 use super::engine::{Engine, EngineKind};
 use super::handler::{QueueHandler, Shared};
 use super::metrics::BlockMetrics;
-use super::spec::{
-    Config, FEATURE_FLUSH, FEATURE_MQ, FEATURE_RO, FEATURES, ID_LEN, Limits, SECTOR_SIZE,
-};
+use super::resize::{BlockResizer, Capacity};
+use super::spec::{Config, FEATURE_FLUSH, FEATURE_MQ, FEATURE_RO, FEATURES, ID_LEN, SECTOR_SIZE};
 use crate::state::{Persist, Section, StateError};
 use crate::throttle::Throttle;
 use crate::virtio::chain::MAX_PIECES;
@@ -49,8 +48,7 @@ pub struct Block {
     disk: Arc<dyn Disk>,
     id: [u8; ID_LEN],
     queue_sizes: Vec<u16>,
-    /// Bytes that the guest sees; the disk has at least as many.
-    capacity: u64,
+    capacity: Arc<Capacity>,
     block_sizes: BlockSizes,
     metrics: Arc<BlockMetrics>,
     throttle: Arc<Throttle>,
@@ -65,6 +63,8 @@ struct State {
     read_only: bool,
     logical_block_size: u32,
     physical_block_size: u32,
+    /// The driver has still to be told that the capacity changed.
+    capacity_untold: bool,
 }
 
 impl fmt::Debug for Block {
@@ -72,7 +72,7 @@ impl fmt::Debug for Block {
         f.debug_struct("Block")
             .field("name", &self.name)
             .field("disk", &self.disk)
-            .field("capacity", &self.capacity)
+            .field("capacity", &self.capacity.get())
             .field("engine", &self.engine)
             .finish_non_exhaustive()
     }
@@ -91,7 +91,7 @@ impl Block {
             name,
             id,
             queue_sizes: vec![queue_size; usize::from(queues)],
-            capacity: disk.size(),
+            capacity: Arc::new(Capacity::new(disk.size())),
             block_sizes: disk.block_sizes(),
             disk,
             metrics: Arc::default(),
@@ -104,6 +104,16 @@ impl Block {
     /// The device's counters.
     pub fn metrics(&self) -> Arc<BlockMetrics> {
         Arc::clone(&self.metrics)
+    }
+
+    /// Changes the size of the disk from now on, wherever this device goes. It outlives the device, and then changes the
+    /// disk alone.
+    pub fn resizer(&self) -> BlockResizer {
+        BlockResizer {
+            name: self.name.clone(),
+            disk: Arc::clone(&self.disk),
+            capacity: Arc::clone(&self.capacity),
+        }
     }
 
     /// How transfers are carried out; none before the first start.
@@ -120,7 +130,7 @@ impl Block {
             .min(MAX_PIECES as u32 / 2);
         let blocks = physical / logical;
         let mut config = Config::new_zeroed();
-        config.capacity = (self.capacity / SECTOR_SIZE).into();
+        config.capacity = (self.capacity.get() / SECTOR_SIZE).into();
         config.seg_max = segments.into();
         config.blk_size = logical.into();
         config.physical_block_exp = blocks.ilog2() as u8;
@@ -187,11 +197,9 @@ impl VirtioDevice for Block {
         }
         let shared = Shared {
             memory,
-            interrupt,
-            limits: Limits {
-                capacity: self.capacity,
-                read_only: self.disk.read_only(),
-            },
+            interrupt: Arc::clone(&interrupt),
+            capacity: Arc::clone(&self.capacity),
+            read_only: self.disk.read_only(),
             write_through: features & FEATURE_FLUSH == 0,
             id: self.id,
             metrics: Arc::clone(&self.metrics),
@@ -204,22 +212,28 @@ impl VirtioDevice for Block {
                 1 => self.name.clone(),
                 _ => format!("{}-q{}", self.name, queue.index),
             };
-            let handler = QueueHandler::new(shared.clone(), queue, engine);
-            match Worker::spawn(&name, handler) {
+            let worker = match self.capacity.gate.pass(&queue.notify) {
+                Ok(pass) => {
+                    let handler = QueueHandler::new(shared.clone(), queue, engine, pass);
+                    Worker::spawn(&name, handler).map_err(|source| ("a worker thread", source))
+                }
+                Err(source) => Err(("an eventfd", source)),
+            };
+            match worker {
                 Ok(worker) => self.workers.push(worker),
-                Err(source) => {
+                Err((what, source)) => {
                     self.stop();
-                    return Err(StartError::Resource {
-                        what: "a worker thread",
-                        source,
-                    });
+                    return Err(StartError::Resource { what, source });
                 }
             }
         }
+        self.capacity.begin(interrupt);
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<ActiveQueue> {
+        self.capacity.end();
+        // Each handler is dropped before the next worker is waited for: a resizer does not wait for a queue that is gone.
         self.workers
             .drain(..)
             .map(|worker| worker.stop().into_queue())
@@ -228,6 +242,7 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         // Nothing but queues and features is set by a driver, and those belong to the transport.
+        self.capacity.reset();
     }
 }
 
@@ -246,7 +261,8 @@ impl Persist for Block {
             engine: _,
         } = self;
         let state = State {
-            capacity: *capacity,
+            capacity: capacity.get(),
+            capacity_untold: capacity.is_untold(),
             read_only: disk.read_only(),
             logical_block_size: *logical,
             physical_block_size: *physical,
@@ -260,6 +276,7 @@ impl Persist for Block {
             read_only,
             logical_block_size: logical,
             physical_block_size: physical,
+            capacity_untold,
         } = section.decode(KIND, VERSION)?;
         let field = |field, value: &dyn fmt::Display, expected: String| StateError::Field {
             kind: KIND,
@@ -292,7 +309,7 @@ impl Persist for Block {
                 ));
             }
         }
-        self.capacity = capacity;
+        self.capacity.restore(capacity, capacity_untold);
         self.block_sizes = BlockSizes { logical, physical };
         Ok(())
     }

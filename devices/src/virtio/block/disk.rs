@@ -6,9 +6,11 @@ use std::io::{self, Seek, SeekFrom};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::VolatileSlice;
 
+use super::resize::ResizeError;
 use super::spec::SECTOR_SIZE;
 
 /// Block sizes of a disk in bytes, powers of two, each at least 512.
@@ -74,6 +76,17 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// Size in bytes, a multiple of 512.
     fn size(&self) -> u64;
 
+    /// Gives the disk `desired_size` bytes, a multiple of 512 above 0, which [`Disk::size`] tells from then on. What a
+    /// smaller disk had beyond its new end is lost; what a larger one has beyond its old end reads as zeros.
+    ///
+    /// Transfers up to the smaller of both sizes go on meanwhile, others are not on their way. The disk is not read-only.
+    ///
+    /// # Errors
+    ///
+    /// [`ResizeError::Host`], and [`ResizeError::BlockDevice`] for a disk whose size is changed elsewhere unless it has that
+    /// size already. The disk is unchanged then.
+    fn resize(&self, desired_size: u64) -> Result<(), ResizeError>;
+
     /// Whether writes fail.
     fn read_only(&self) -> bool;
 
@@ -138,7 +151,9 @@ pub enum DiskError {
 #[derive(Debug)]
 pub struct FileDisk {
     file: File,
-    size: u64,
+    /// It is a block device and no regular file.
+    device: bool,
+    size: AtomicU64,
     read_only: bool,
     block_sizes: BlockSizes,
 }
@@ -149,7 +164,7 @@ impl FileDisk {
     /// # Errors
     ///
     /// [`DiskError`].
-    pub fn new(mut file: File, read_only: bool) -> Result<Self, DiskError> {
+    pub fn new(file: File, read_only: bool) -> Result<Self, DiskError> {
         let query = |what| move |source| DiskError::Query { what, source };
         let metadata = file.metadata().map_err(query("file type"))?;
         let kind = metadata.file_type();
@@ -172,8 +187,7 @@ impl FileDisk {
         } else {
             return Err(DiskError::Kind("character device"));
         };
-        // The end is where seeking says it is, for block devices as well, whose metadata have no size.
-        let size = file.seek(SeekFrom::End(0)).map_err(query("size"))?;
+        let size = end(&file).map_err(query("size"))?;
         if size == 0 {
             return Err(DiskError::Empty);
         }
@@ -183,7 +197,8 @@ impl FileDisk {
         }
         Ok(Self {
             file,
-            size,
+            device: kind.is_block_device(),
+            size: size.into(),
             read_only,
             block_sizes,
         })
@@ -192,7 +207,30 @@ impl FileDisk {
 
 impl Disk for FileDisk {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn resize(&self, desired_size: u64) -> Result<(), ResizeError> {
+        let refused = |source| ResizeError::Host {
+            desired_size,
+            source,
+        };
+        let found = end(&self.file).map_err(refused)?;
+        if self.device {
+            if found != desired_size {
+                return Err(ResizeError::BlockDevice {
+                    desired_size,
+                    found,
+                });
+            }
+        } else {
+            if found < desired_size {
+                check_file_limit(desired_size).map_err(refused)?;
+            }
+            self.file.set_len(desired_size).map_err(refused)?;
+        }
+        self.size.store(desired_size, Ordering::Release);
+        Ok(())
     }
 
     fn read_only(&self) -> bool {
@@ -226,6 +264,29 @@ impl Disk for FileDisk {
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+}
+
+/// The size of `file`: where seeking says that its end is, for block devices as well, whose metadata have no size.
+fn end(mut file: &File) -> io::Result<u64> {
+    file.seek(SeekFrom::End(0))
+}
+
+/// Fails if the process may not make a file of `size` bytes (RLIMIT_FSIZE): the host would end it by SIGXFSZ.
+fn check_file_limit(size: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call writes one `rlimit`, and `limit` outlives it.
+    #[expect(unsafe_code)]
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if size > limit.rlim_cur {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    Ok(())
 }
 
 /// `pieces` and `offset` as the system calls take them.
@@ -265,4 +326,37 @@ fn device_block_sizes(file: &File) -> io::Result<BlockSizes> {
 
 fn floor_power_of_two(value: u32) -> u32 {
     1 << value.max(1).ilog2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_device_is_asked_for_its_size_and_not_given_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1024).unwrap();
+        let mut disk = FileDisk::new(file.reopen().unwrap(), false).unwrap();
+        // A file that may not be cut stands for the device: what is asked for is the same.
+        disk.device = true;
+        assert!(matches!(
+            disk.resize(512),
+            Err(ResizeError::BlockDevice {
+                desired_size: 512,
+                found: 1024
+            })
+        ));
+        file.as_file().set_len(4096).unwrap();
+        assert!(matches!(
+            disk.resize(8192),
+            Err(ResizeError::BlockDevice {
+                desired_size: 8192,
+                found: 4096
+            })
+        ));
+        assert_eq!(disk.size(), 1024);
+        disk.resize(4096).unwrap();
+        assert_eq!(disk.size(), 4096);
+        assert_eq!(file.as_file().metadata().unwrap().len(), 4096);
+    }
 }

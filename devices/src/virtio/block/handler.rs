@@ -11,7 +11,9 @@ use vmm_sys_util::epoll::EventSet;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::engine::{Completion, Engine};
+use super::gate::Pass;
 use super::metrics::{BlockMetrics, add};
+use super::resize::Capacity;
 use super::slot::{Next, Slot, Work};
 use super::spec::{ID_LEN, Limits, Request, RequestHeader, Status};
 use crate::memory::{GuestRam, RamGuard};
@@ -26,7 +28,9 @@ const MAX_BYTES_AT_ONCE: u64 = 64 << 20;
 pub(super) struct Shared {
     pub(super) memory: GuestRam,
     pub(super) interrupt: Arc<dyn Interrupt>,
-    pub(super) limits: Limits,
+    /// Where requests may go; it changes while they are served.
+    pub(super) capacity: Arc<Capacity>,
+    pub(super) read_only: bool,
     /// The driver does not flush: a write is durable when it completes.
     pub(super) write_through: bool,
     pub(super) id: [u8; ID_LEN],
@@ -40,6 +44,7 @@ pub(super) struct QueueHandler {
     shared: Shared,
     queue: ActiveQueue,
     engine: Engine,
+    pass: Pass,
     slots: Vec<Slot>,
     free: Vec<u16>,
     /// Used elements were added since the driver was last told.
@@ -52,12 +57,13 @@ pub(super) struct QueueHandler {
 type RingError = virtio_queue::Error;
 
 impl QueueHandler {
-    pub(super) fn new(shared: Shared, queue: ActiveQueue, engine: Engine) -> Self {
+    pub(super) fn new(shared: Shared, queue: ActiveQueue, engine: Engine, pass: Pass) -> Self {
         let depth = queue.queue.size();
         Self {
             shared,
             queue,
             engine,
+            pass,
             slots: (0..depth).map(|_| Slot::new()).collect(),
             free: (0..depth).rev().collect(),
             added: false,
@@ -71,9 +77,27 @@ impl QueueHandler {
 
     /// Takes what ended and what the driver added, until there is nothing more or it is enough for one go.
     fn run(&mut self) {
+        if self.pass.is_refused() && !self.make_way() {
+            return;
+        }
         let memory = self.shared.memory.memory();
         let result = self.exchange(&memory);
         self.settle(&memory, result);
+    }
+
+    /// Finishes what is on its way and takes nothing new. Once all has ended, waits until the queue may go to the disk
+    /// again, and returns true.
+    fn make_way(&mut self) -> bool {
+        let memory = self.shared.memory.memory();
+        let result = self.kick_and_reap(&memory);
+        self.settle(&memory, result);
+        if self.free.len() < self.slots.len() {
+            // The next completion leads back here, and the opening of the gate does.
+            return false;
+        }
+        drop(memory);
+        self.pass.wait();
+        true
     }
 
     fn exchange(&mut self, memory: &RamGuard) -> Result<(), RingError> {
@@ -85,7 +109,11 @@ impl QueueHandler {
         let mut bytes = 0;
         loop {
             self.queue.queue.disable_notification(&**memory)?;
-            while chains > 0 && bytes < MAX_BYTES_AT_ONCE && !self.free.is_empty() {
+            while chains > 0
+                && bytes < MAX_BYTES_AT_ONCE
+                && !self.free.is_empty()
+                && !self.pass.is_refused()
+            {
                 let Some(moved) = self.take_chain(memory)? else {
                     break;
                 };
@@ -93,7 +121,7 @@ impl QueueHandler {
                 chains -= 1;
             }
             self.kick_and_reap(memory)?;
-            if chains == 0 || bytes >= MAX_BYTES_AT_ONCE {
+            if chains == 0 || bytes >= MAX_BYTES_AT_ONCE || self.pass.is_refused() {
                 self.look_again();
                 return Ok(());
             }
@@ -121,6 +149,10 @@ impl QueueHandler {
         let Some(token) = self.free.pop() else {
             return Ok(None);
         };
+        let limits = Limits {
+            capacity: self.shared.capacity.get(),
+            read_only: self.shared.read_only,
+        };
         let slot = &mut self.slots[usize::from(token)];
         slot.head = chain.head_index();
         let loaded = slot.buffers.load(memory, chain);
@@ -135,7 +167,7 @@ impl QueueHandler {
                 &header,
                 slot.buffers.readable_len(),
                 slot.buffers.writable_len(),
-                self.shared.limits,
+                limits,
             ),
             Err(error) => {
                 add(&self.shared.metrics.malformed, 1);

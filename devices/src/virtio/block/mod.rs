@@ -6,8 +6,10 @@
 mod device;
 mod disk;
 mod engine;
+mod gate;
 mod handler;
 mod metrics;
+mod resize;
 mod slot;
 mod spec;
 
@@ -18,4 +20,5 @@ pub use device::{Block, BlockSetup};
 pub use disk::{BlockSizes, Disk, DiskError, FileDisk, Pieces};
 pub use engine::EngineKind;
 pub use metrics::BlockMetrics;
+pub use resize::{BlockResizer, ResizeError};
 pub use spec::{ID_LEN, SECTOR_SIZE};

@@ -4,10 +4,12 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use super::super::{BlockSizes, Disk, FileDisk, Pieces};
-use super::pattern;
+use super::super::{BlockSizes, Disk, FileDisk, Pieces, ResizeError};
+use super::{TIMEOUT, pattern};
 
 const SIZES: BlockSizes = BlockSizes {
     logical: 512,
@@ -62,6 +64,16 @@ impl ScriptDisk {
 impl Disk for ScriptDisk {
     fn size(&self) -> u64 {
         self.0.lock().unwrap().data.len() as u64
+    }
+
+    fn resize(&self, desired_size: u64) -> Result<(), ResizeError> {
+        let mut script = self.0.lock().unwrap();
+        script.limit().map_err(|source| ResizeError::Host {
+            desired_size,
+            source,
+        })?;
+        script.data.resize(desired_size as usize, 0);
+        Ok(())
     }
 
     fn read_only(&self) -> bool {
@@ -123,6 +135,10 @@ impl Disk for WithoutUring {
         self.disk.size()
     }
 
+    fn resize(&self, desired_size: u64) -> Result<(), ResizeError> {
+        self.disk.resize(desired_size)
+    }
+
     fn read_only(&self) -> bool {
         self.disk.read_only()
     }
@@ -152,22 +168,31 @@ impl Disk for WithoutUring {
 #[derive(Debug)]
 pub(crate) struct UringDisk {
     pub(crate) file: File,
-    pub(crate) size: u64,
+    pub(crate) size: Arc<AtomicU64>,
 }
 
 impl UringDisk {
-    pub(crate) fn open(path: &str) -> Self {
-        let file = File::options().read(true).write(true).open(path).unwrap();
+    pub(crate) fn new(file: File) -> Self {
         Self {
             file,
-            size: 1 << 20,
+            size: Arc::new((1 << 20).into()),
         }
+    }
+
+    pub(crate) fn open(path: &str) -> Self {
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        Self::new(file)
     }
 }
 
 impl Disk for UringDisk {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Relaxed)
+    }
+
+    fn resize(&self, desired_size: u64) -> Result<(), ResizeError> {
+        self.size.store(desired_size, Ordering::Relaxed);
+        Ok(())
     }
 
     fn read_only(&self) -> bool {
@@ -192,5 +217,114 @@ impl Disk for UringDisk {
 
     fn flush(&self) -> io::Result<()> {
         panic!("io_uring is forbidden here; `sysctl kernel.io_uring_disabled=0` allows it")
+    }
+}
+
+/// A disk in memory, each transfer and flush of which waits until it is let go, through the engine of blocking calls.
+#[derive(Debug)]
+pub(crate) struct HeldDisk {
+    disk: ScriptDisk,
+    gate: Mutex<Receiver<()>>,
+}
+
+impl HeldDisk {
+    /// The disk, what is on it, and what lets one operation go.
+    pub(crate) fn new(len: usize) -> (Self, ScriptDisk, Sender<()>) {
+        let disk = ScriptDisk::new(len);
+        let (sender, receiver) = channel();
+        let held = Self {
+            disk: disk.clone(),
+            gate: Mutex::new(receiver),
+        };
+        (held, disk, sender)
+    }
+
+    fn wait(&self) {
+        let gate = self.gate.lock().unwrap();
+        gate.recv_timeout(TIMEOUT).expect("the operation is let go");
+    }
+}
+
+impl Disk for HeldDisk {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn resize(&self, desired_size: u64) -> Result<(), ResizeError> {
+        self.disk.resize(desired_size)
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn block_sizes(&self) -> BlockSizes {
+        SIZES
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn read_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
+        self.wait();
+        self.disk.read_at(pieces, offset)
+    }
+
+    fn write_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
+        self.wait();
+        self.disk.write_at(pieces, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.wait();
+        self.disk.flush()
+    }
+}
+
+/// A block device of the host, which was made 2 MiB large there.
+#[derive(Debug)]
+pub(crate) struct Elsewhere {
+    pub(crate) disk: ScriptDisk,
+}
+
+impl Disk for Elsewhere {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn resize(&self, desired_size: u64) -> Result<(), ResizeError> {
+        let found = 2 << 20;
+        if desired_size != found {
+            return Err(ResizeError::BlockDevice {
+                desired_size,
+                found,
+            });
+        }
+        self.disk.resize(found)
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn block_sizes(&self) -> BlockSizes {
+        self.disk.block_sizes()
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn read_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
+        self.disk.read_at(pieces, offset)
+    }
+
+    fn write_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
+        self.disk.write_at(pieces, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.disk.flush()
     }
 }

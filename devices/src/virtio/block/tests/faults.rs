@@ -122,12 +122,9 @@ fn image_that_was_made_smaller_fails_reads_of_the_lost_part() {
 }
 
 /// A disk that answers a read when bytes are put into the pipe.
-fn slow_disk() -> (UringDisk, File) {
+pub(super) fn slow_disk() -> (UringDisk, File) {
     let (reader, writer) = std::io::pipe().unwrap();
-    let disk = UringDisk {
-        file: File::from(OwnedFd::from(reader)),
-        size: 1 << 20,
-    };
+    let disk = UringDisk::new(File::from(OwnedFd::from(reader)));
     (disk, File::from(OwnedFd::from(writer)))
 }
 

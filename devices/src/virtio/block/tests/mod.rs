@@ -5,6 +5,7 @@ mod disks;
 mod faults;
 mod hostile;
 mod requests;
+mod resize;
 mod state;
 
 use std::fs::File;

@@ -114,6 +114,7 @@ fn block_sizes_that_are_none_are_refused() {
         read_only: bool,
         logical_block_size: u32,
         physical_block_size: u32,
+        capacity_untold: bool,
     }
     for (logical, physical) in [(0, 512), (512, 0), (1000, 4096), (4096, 512), (256, 256)] {
         let raw = Raw {
@@ -121,6 +122,7 @@ fn block_sizes_that_are_none_are_refused() {
             read_only: false,
             logical_block_size: logical,
             physical_block_size: physical,
+            capacity_untold: false,
         };
         let section = crate::state::Section::new("virtio-block", 1, &raw);
         let mut device = device(1 << 20, false);
