@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use event_manager::{EventOps, Events};
 use virtio_queue::{QueueOwnedT, QueueT};
@@ -109,12 +110,13 @@ impl QueueHandler {
         let mut bytes = 0;
         loop {
             self.queue.queue.disable_notification(&**memory)?;
+            let mut now = None;
             while chains > 0
                 && bytes < MAX_BYTES_AT_ONCE
                 && !self.free.is_empty()
                 && !self.pass.is_refused()
             {
-                let Some(moved) = self.take_chain(memory)? else {
+                let Some(moved) = self.take_chain(memory, &mut now)? else {
                     break;
                 };
                 bytes += moved;
@@ -142,7 +144,14 @@ impl QueueHandler {
     }
 
     /// Takes one chain and begins its request. Returns the bytes of its data, none if there is no chain.
-    fn take_chain(&mut self, memory: &RamGuard) -> Result<Option<u64>, RingError> {
+    ///
+    /// `now` is the time, if it was read since the worker last waited for anything: one reading does for all the requests
+    /// that are begun together.
+    fn take_chain(
+        &mut self,
+        memory: &RamGuard,
+        now: &mut Option<Instant>,
+    ) -> Result<Option<u64>, RingError> {
         let Some(chain) = self.queue.queue.iter(&**memory)?.next() else {
             return Ok(None);
         };
@@ -205,9 +214,13 @@ impl QueueHandler {
                 return Ok(Some(0));
             }
         };
-        slot.begin(work);
+        slot.begin(work, *now.get_or_insert_with(Instant::now));
         add(&self.shared.metrics.in_flight, 1);
         self.submit(token);
+        if self.engine.event().is_none() {
+            // Its operation has ended, however long that took.
+            *now = None;
+        }
         Ok(Some(match work {
             Work::Read { .. } => self.slots[usize::from(token)].buffers.writable_len(),
             _ => self.slots[usize::from(token)].buffers.readable_len(),
@@ -250,14 +263,26 @@ impl QueueHandler {
     /// Takes what ended, and tells whether some of it has to go on.
     fn reap(&mut self, memory: &RamGuard) -> Result<bool, RingError> {
         let mut again = false;
+        let mut now = None;
         while let Some(completion) = self.engine.next() {
-            again |= self.complete(completion, memory)?;
+            again |= self.complete(completion, memory, &mut now)?;
         }
         Ok(again)
     }
 
-    fn complete(&mut self, completion: Completion, memory: &RamGuard) -> Result<bool, RingError> {
-        let Completion { token, result } = completion;
+    /// Takes the end of an operation, and tells whether its request has to go on. `now` is as for
+    /// [`QueueHandler::take_chain`], for the requests that end together.
+    fn complete(
+        &mut self,
+        completion: Completion,
+        memory: &RamGuard,
+        now: &mut Option<Instant>,
+    ) -> Result<bool, RingError> {
+        let Completion {
+            token,
+            result,
+            ended,
+        } = completion;
         let slot = &mut self.slots[usize::from(token)];
         let status = match slot.advance(result) {
             Next::Again => {
@@ -275,11 +300,15 @@ impl QueueHandler {
         // A chain is no longer than 4 GiB, and one byte of it is the status.
         let bytes = u32::try_from(done).unwrap_or(u32::MAX);
         let ok = status == Status::Ok;
+        let end = ended.unwrap_or_else(|| *now.get_or_insert_with(Instant::now));
+        // This many nanoseconds are 584 years.
+        let time = u64::try_from(slot.time_until(end).as_nanos()).unwrap_or(u64::MAX);
         let metrics = &self.shared.metrics;
         let written = match work {
             Work::Read { .. } if ok => {
                 add(&metrics.reads, 1);
                 add(&metrics.read_bytes, done);
+                add(&metrics.read_nanoseconds, time);
                 bytes.saturating_add(1)
             }
             // The status lies behind data that were not written.
@@ -287,10 +316,12 @@ impl QueueHandler {
             Work::Write { .. } | Work::FlushWrite if ok => {
                 add(&metrics.writes, 1);
                 add(&metrics.write_bytes, done);
+                add(&metrics.write_nanoseconds, time);
                 1
             }
             Work::Flush if ok => {
                 add(&metrics.flushes, 1);
+                add(&metrics.flush_nanoseconds, time);
                 u32::from(slot.buffers.writable_len() == 0)
             }
             Work::Write { .. } | Work::FlushWrite => 1,

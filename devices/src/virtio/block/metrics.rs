@@ -11,12 +11,19 @@ pub struct BlockMetrics {
     pub reads: AtomicU64,
     /// Bytes that those reads moved.
     pub read_bytes: AtomicU64,
+    /// Time that those reads took, in nanoseconds, each from being taken from the ring to the end of its transfer. Requests
+    /// on their way at the same time count each for itself.
+    pub read_nanoseconds: AtomicU64,
     /// Writes that succeeded.
     pub writes: AtomicU64,
     /// Bytes that those writes moved.
     pub write_bytes: AtomicU64,
+    /// Time that those writes took, as for reads; with the flush that follows for a driver that does not flush.
+    pub write_nanoseconds: AtomicU64,
     /// Flushes that succeeded.
     pub flushes: AtomicU64,
+    /// Time that those flushes took, as for reads.
+    pub flush_nanoseconds: AtomicU64,
     /// Identifications told.
     pub identifications: AtomicU64,
     /// Requests answered with VIRTIO_BLK_S_UNSUPP.

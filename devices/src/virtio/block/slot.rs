@@ -1,6 +1,7 @@
 //! One request on its way.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use super::disk::Pieces;
 use super::engine::{Engine, Operation};
@@ -44,6 +45,7 @@ pub(super) struct Slot {
     /// The chain. After the request was parsed, only its data are left.
     pub(super) buffers: Buffers,
     work: Work,
+    begun: Instant,
     /// What is left of the data once a transfer stopped early.
     rest: Vec<libc::iovec>,
     total: u64,
@@ -61,6 +63,7 @@ impl Slot {
             head: 0,
             buffers: Buffers::new(),
             work: Work::Flush,
+            begun: Instant::now(),
             rest: Vec::new(),
             total: 0,
             done: 0,
@@ -68,9 +71,10 @@ impl Slot {
         }
     }
 
-    /// Begins `work` on the data in `buffers`.
-    pub(super) fn begin(&mut self, work: Work) {
+    /// Begins `work` on the data in `buffers`, at the time `now`.
+    pub(super) fn begin(&mut self, work: Work, now: Instant) {
         self.work = work;
+        self.begun = now;
         self.rest.clear();
         self.done = 0;
         self.attempts = 0;
@@ -83,6 +87,11 @@ impl Slot {
 
     pub(super) fn work(&self) -> Work {
         self.work
+    }
+
+    /// How long the work took that ended at `end`.
+    pub(super) fn time_until(&self, end: Instant) -> Duration {
+        end.saturating_duration_since(self.begun)
     }
 
     /// Bytes transferred.

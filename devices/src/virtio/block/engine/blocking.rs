@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Completion, Operation};
 use crate::virtio::block::disk::Disk;
@@ -27,7 +28,12 @@ impl Blocking {
             Operation::Write { pieces, offset } => self.disk.write_at(pieces, offset),
             Operation::Flush => self.disk.flush().map(|()| 0),
         };
-        self.ended.push_back(Completion { token, result });
+        self.ended.push_back(Completion {
+            token,
+            result,
+            // It is taken only after others were carried out.
+            ended: Some(Instant::now()),
+        });
     }
 
     pub(super) fn next(&mut self) -> Option<Completion> {

@@ -5,6 +5,7 @@ mod uring;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -45,6 +46,8 @@ pub(super) struct Completion {
     pub(super) token: u16,
     /// Bytes transferred, or the host's error.
     pub(super) result: io::Result<usize>,
+    /// When it ended; none is just now.
+    pub(super) ended: Option<Instant>,
 }
 
 /// The engine of one queue.

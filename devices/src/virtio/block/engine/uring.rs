@@ -104,6 +104,7 @@ impl Uring {
             // Only tokens were submitted.
             token: entry.user_data() as u16,
             result,
+            ended: None,
         })
     }
 

@@ -7,6 +7,7 @@ mod hostile;
 mod requests;
 mod resize;
 mod state;
+mod times;
 
 use std::fs::File;
 use std::sync::Arc;
