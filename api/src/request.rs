@@ -1,119 +1,180 @@
-//! What can be asked of a machine that exists.
+//! What can be asked of the VMM.
 //!
 //! A [`Request`] is one verb of the API. Whoever owns the machine implements [`Service`]; the command line, signals and
 //! the REST server are all callers of it.
 
+mod descriptors;
+mod error;
+mod reply;
+#[cfg(test)]
+mod tests;
+
+use crate::config::{DiskConfig, NetConfig, VmConfig};
+
+pub use descriptors::{Descriptors, INITRAMFS, KERNEL};
+pub use error::ApiError;
+pub use reply::{Counters, DeviceNode, PciDeviceInfo, PingInfo, Reply, VmInfo, VmState};
+
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
+use utoipa::ToSchema;
 
-use crate::config::VmConfig;
-
-/// One thing to do with the machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One thing to do.
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum Request {
+    /// Tell that the VMM is there. `vmm.ping`.
+    Ping,
+    /// End the process. `vmm.shutdown`.
+    ShutdownVmm,
+    /// Take a configuration, which is checked and has names for all its devices. `vm.create`.
+    Create {
+        /// What the machine is made of.
+        config: Box<VmConfig>,
+        /// What is opened already.
+        descriptors: Descriptors,
+    },
+    /// Forget the machine, ending it if it runs. `vm.delete`.
+    Delete,
+    /// Build the machine and let it run. `vm.boot`.
+    Boot,
     /// Stop all vCPUs and devices, keeping their state. `vm.pause`.
     Pause,
     /// Let a paused machine run on. `vm.resume`.
     Resume,
-    /// Press the ACPI power button: the guest is asked to shut down. `vm.power-button`.
-    PowerButton,
-    /// End the machine now, without asking the guest. `vm.shutdown`.
+    /// End the machine now, without asking the guest; its configuration stays. `vm.shutdown`.
     Shutdown,
     /// Start the machine anew, without asking the guest. `vm.reboot`.
     Reboot,
+    /// Press the ACPI power button: the guest is asked to shut down. `vm.power-button`.
+    PowerButton,
+    /// Raise a non-maskable interrupt on every vCPU. `vm.nmi`.
+    Nmi,
+    /// Write an ELF core of guest memory and registers. `vm.coredump`.
+    Coredump(CoredumpConfig),
+    /// Change the number of vCPUs or the size of memory. `vm.resize`.
+    Resize(ResizeConfig),
+    /// Change the size of a disk. `vm.resize-disk`.
+    ResizeDisk(ResizeDiskConfig),
+    /// Add a disk. `vm.add-disk`.
+    AddDisk {
+        /// The disk, checked.
+        config: Box<DiskConfig>,
+        /// Its image, opened by the client.
+        descriptors: Descriptors,
+    },
+    /// Add a network. `vm.add-net`.
+    AddNet {
+        /// The network, checked.
+        config: Box<NetConfig>,
+        /// Its tap, opened by the client.
+        descriptors: Descriptors,
+    },
+    /// Ask the guest to let go of a device, which goes when it has. `vm.remove-device`.
+    RemoveDevice(RemoveDeviceConfig),
     /// Tell what the machine is and does. `vm.info`.
     Info,
+    /// Tell what the machine's devices counted. `vm.counters`.
+    Counters,
+    /// Tell all that is measured. `/metrics`.
+    Metrics,
 }
 
 impl Request {
     /// The verb as it is spelled in a path of the REST API.
     pub const fn verb(&self) -> &'static str {
         match self {
+            Self::Ping => "vmm.ping",
+            Self::ShutdownVmm => "vmm.shutdown",
+            Self::Create { .. } => "vm.create",
+            Self::Delete => "vm.delete",
+            Self::Boot => "vm.boot",
             Self::Pause => "vm.pause",
             Self::Resume => "vm.resume",
-            Self::PowerButton => "vm.power-button",
             Self::Shutdown => "vm.shutdown",
             Self::Reboot => "vm.reboot",
+            Self::PowerButton => "vm.power-button",
+            Self::Nmi => "vm.nmi",
+            Self::Coredump(_) => "vm.coredump",
+            Self::Resize(_) => "vm.resize",
+            Self::ResizeDisk(_) => "vm.resize-disk",
+            Self::AddDisk { .. } => "vm.add-disk",
+            Self::AddNet { .. } => "vm.add-net",
+            Self::RemoveDevice(_) => "vm.remove-device",
             Self::Info => "vm.info",
+            Self::Counters => "vm.counters",
+            Self::Metrics => "metrics",
         }
     }
 }
 
-/// The answer to a [`Request`] that was carried out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-#[non_exhaustive]
-pub enum Reply {
-    /// What [`Request::Info`] asked for.
-    Info(Box<VmInfo>),
-    /// It is done; there is nothing to tell.
-    Done,
+/// The body of `vm.resize`. What is not given stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schema(as = VmResize)]
+pub struct ResizeConfig {
+    /// Number of vCPUs, from 1 to `max_vcpus`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 254)]
+    pub desired_vcpus: Option<u32>,
+    /// Memory in bytes, from `size` to `size` and `hotplug_size`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desired_ram: Option<u64>,
+    /// Size of the balloon in bytes. Not supported: there is no balloon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desired_balloon: Option<u64>,
 }
 
-/// What the machine is and does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmInfo {
-    /// What it is made of.
-    pub config: VmConfig,
-    /// What it does.
-    pub state: VmState,
+/// The body of `vm.resize-disk`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = VmResizeDisk)]
+pub struct ResizeDiskConfig {
+    /// Name of the disk.
+    pub id: String,
+    /// Its new size in bytes.
+    pub desired_size: u64,
 }
 
-/// What a machine does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum VmState {
-    /// It has not started yet.
-    Created,
-    /// Its vCPUs run.
-    Running,
-    /// It has ended.
-    Shutdown,
-    /// Its vCPUs and devices stand still.
-    Paused,
+/// The body of `vm.remove-device`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = VmRemoveDevice)]
+pub struct RemoveDeviceConfig {
+    /// Name of the device.
+    pub id: String,
 }
 
-impl std::fmt::Display for VmState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Created => "created",
-            Self::Running => "running",
-            Self::Shutdown => "shut down",
-            Self::Paused => "paused",
-        })
-    }
+/// The body of `vm.coredump`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = VmCoredumpData)]
+pub struct CoredumpConfig {
+    /// Where the core goes: `file:///absolute/path`. The file must not exist.
+    #[schema(pattern = "^file:///.")]
+    pub destination_url: String,
 }
 
-/// Why a [`Request`] was not carried out.
-#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum ApiError {
-    /// The machine's state does not allow it.
-    #[error("{verb} is not possible while the machine is {state}")]
-    WrongState {
-        /// What was asked for, as in `vm.pause`.
-        verb: String,
-        /// What the machine does.
-        state: VmState,
-    },
-    /// The machine ended before it could answer.
-    #[error("the machine has ended")]
-    Gone,
-    /// It was tried and failed.
-    #[error("{verb} failed: {reason}")]
-    Failed {
-        /// What was asked for, as in `vm.pause`.
-        verb: String,
-        /// What went wrong, in words.
-        reason: String,
-    },
-}
+/// What an answer is.
+pub type Answer = Result<Reply, ApiError>;
+
+/// Takes the answer to one request. Called once, on the thread that owns the machine, and does not block; dropped
+/// uncalled when the machine's owner is gone.
+pub type Answerer = Box<dyn FnOnce(Answer) + Send>;
 
 /// Something that carries out requests, one at a time and in their order.
 pub trait Service: Send + Sync {
+    /// Hands over a request. A refusal leaves the machine as it was before.
+    fn post(&self, request: Request, answerer: Answerer);
+
     /// Carries out one request and waits for its end.
     ///
     /// # Errors
-    /// Why it was not carried out. The machine is as it was before, or has ended.
-    fn call(&self, request: Request) -> Result<Reply, ApiError>;
+    /// Why it was not carried out; [`ApiError::Gone`] when the VMM ended before it could answer.
+    fn call(&self, request: Request) -> Answer {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        // Whoever waits for the answer is this call.
+        let answerer = Box::new(move |answer| drop(sender.send(answer)));
+        self.post(request, answerer);
+        receiver.recv().unwrap_or(Err(ApiError::Gone))
+    }
 }

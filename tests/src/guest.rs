@@ -13,6 +13,9 @@ use crate::running::{Finished, Running};
 use crate::tiny::Program;
 use crate::{Disk, Network, archive, assets};
 
+/// Name of the API's socket in the machine's directory.
+pub(crate) const API_SOCKET: &str = "api.sock";
+
 const CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check";
 
@@ -27,6 +30,7 @@ pub struct Guest {
     memory: String,
     serial: String,
     args: Vec<OsString>,
+    api: bool,
     wrapper: Option<Command>,
 }
 
@@ -53,6 +57,7 @@ impl Guest {
             memory: "size=128M".into(),
             serial: "tty".into(),
             args: Vec::new(),
+            api: false,
             wrapper: None,
         }
     }
@@ -122,6 +127,12 @@ impl Guest {
         words.iter().fold(self, |guest, word| guest.arg(*word))
     }
 
+    /// Serves the API, which [`Running::api`] calls.
+    pub fn api(mut self) -> Self {
+        self.api = true;
+        self
+    }
+
     /// Runs the VMM in a network namespace.
     pub fn network(self, network: &Network) -> Self {
         self.wrapped(network.command(&[]))
@@ -183,6 +194,9 @@ impl Guest {
             .args(self.args);
         if let Some(initramfs) = initramfs {
             command.arg("--initramfs").arg(initramfs);
+        }
+        if self.api {
+            command.arg("--api-socket").arg(dir.path().join(API_SOCKET));
         }
         Ok((command, dir))
     }

@@ -7,15 +7,18 @@
 //! The kernel, the userland and the tools come from `./tests/run`, which also enters the lab where this machine's
 //! KVM cannot run them. A test that misses something fails with the command that brings it.
 
+pub mod api;
 mod archive;
 pub mod assets;
 mod disk;
 mod guest;
 mod network;
 mod running;
+mod shell;
 pub mod tiny;
 
 pub use disk::Disk;
 pub use guest::Guest;
 pub use network::Network;
-pub use running::{Finished, Running};
+pub use running::{Finished, Running, eventually, vmm_without_machine};
+pub use shell::Shell;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -10,6 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
+
+use crate::api::Api;
+use crate::assets;
+use crate::guest::API_SOCKET;
 
 /// The longest that anything is waited for: an emulated machine that runs several guests boots one in half a minute,
 /// and longer when other work is on it.
@@ -25,7 +30,7 @@ pub struct Running {
     stdout: Captured,
     stderr: Captured,
     started: Instant,
-    _files: TempDir,
+    files: TempDir,
 }
 
 /// How a VMM ended, and all that it printed.
@@ -55,13 +60,27 @@ impl Running {
             stderr: Captured::from(child.stderr.take().context("standard error is a pipe")?),
             child,
             started: Instant::now(),
-            _files: files,
+            files,
         })
+    }
+
+    /// The API of a machine with [`Guest::api`](crate::Guest::api), once it answers.
+    pub fn api(&self) -> Result<Api> {
+        let api = Api::new(&self.files.path().join(API_SOCKET));
+        match api.wait() {
+            Ok(()) => Ok(api),
+            Err(error) => Err(error.context(self.story())),
+        }
     }
 
     /// The process's number.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What the guest has printed on the serial port so far.
+    pub fn console(&self) -> String {
+        self.stdout.text()
     }
 
     /// What the VMM has said on standard error so far.
@@ -232,6 +251,24 @@ impl Finished {
             status.parse().context("the script's exit status")?,
         ))
     }
+}
+
+/// A VMM that waits for its API to create a machine. Files of the test's own are in `files`.
+pub fn vmm_without_machine(files: &Path) -> Result<Running> {
+    let dir = tempfile::tempdir_in(files)?;
+    let mut command = Command::new(assets::podvisor()?);
+    command.arg("--api-socket").arg(dir.path().join(API_SOCKET));
+    Running::spawn(command, dir)
+}
+
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let until = Instant::now() + LIMIT;
+    while !condition()? {
+        ensure!(Instant::now() < until, "not in {LIMIT:?}: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 fn number(status: ExitStatus) -> i32 {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use api::config::ConfigError;
 
+use crate::cmd::outside::OutsideError;
 use crate::logging::LogError;
 use crate::vm::control::{Outcome, RunError};
 
@@ -31,6 +32,9 @@ impl ExitStatus {
             .find_map(|cause| {
                 if let Some(error) = cause.downcast_ref::<RunError>() {
                     return Some(error.exit_status());
+                }
+                if let Some(error) = cause.downcast_ref::<OutsideError>() {
+                    return error.is_configuration().then_some(Self::Configuration);
                 }
                 let configuration = cause.is::<ConfigError>() || cause.is::<LogError>();
                 configuration.then_some(Self::Configuration)

@@ -7,6 +7,7 @@
 //! | [`vm`] | how a machine is built, runs, pauses and ends |
 //! | [`wire`] | from configuration to opened resources, one file per device kind |
 //! | [`terminal`] | the user's terminal: raw mode and the escape key |
+//! | [`unix_socket`] | sockets that only their owner may connect to |
 //! | [`cmd`] | the command line, one file per subcommand |
 //! | [`exit_status`] | what the process's exit status means |
 
@@ -15,6 +16,7 @@ pub mod exit_status;
 pub mod kvm;
 pub mod logging;
 pub mod terminal;
+pub mod unix_socket;
 pub mod vcpu;
 pub mod vm;
 pub mod wire;

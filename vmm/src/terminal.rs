@@ -12,8 +12,8 @@ mod escape;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd};
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 
 pub use escape::{EscapeAction, EscapeFilter, HELP};
 
@@ -99,15 +99,29 @@ pub fn restore() {
     set_from_background(saved.terminal, &saved.settings);
 }
 
+/// Writes out what is buffered, and must not panic.
+type BeforePanic = Box<dyn Fn() + Send + Sync>;
+
+static BEFORE_PANIC: Mutex<Option<BeforePanic>> = Mutex::new(None);
+static PANICS_COVERED: Once = Once::new();
+
 /// Before a panic's message is printed, calls `before` (which may write out what is buffered, and must not panic) and
-/// ends raw mode. The panic goes on as it would have.
+/// ends raw mode. The panic goes on as it would have. A later call replaces `before`.
 pub fn install_panic_hook(before: impl Fn() + Send + Sync + 'static) {
-    let next = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        before();
-        restore();
-        next(panic);
-    }));
+    *BEFORE_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(before));
+    PANICS_COVERED.call_once(|| {
+        let next = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            // Held by another thread only if that panics too, or is about to replace it.
+            if let Ok(before) = BEFORE_PANIC.try_lock()
+                && let Some(before) = &*before
+            {
+                before();
+            }
+            restore();
+            next(panic);
+        }));
+    });
 }
 
 /// The settings of `terminal`, or none if it is not one.

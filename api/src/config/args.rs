@@ -79,6 +79,35 @@ fn on_or_off(text: &str) -> Result<bool, String> {
 }
 
 impl VmArgs {
+    /// Whether none of the flags was given.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            kernel,
+            initramfs,
+            cmdline,
+            firmware,
+            cpus,
+            memory,
+            disk,
+            net,
+            rng,
+            serial,
+            console,
+            pvpanic,
+        } = self;
+        let files = [kernel, initramfs, firmware];
+        files.iter().all(|file| file.is_none())
+            && cmdline.is_none()
+            && cpus.is_none()
+            && memory.is_none()
+            && disk.is_empty()
+            && net.is_empty()
+            && rng.is_none()
+            && serial.is_none()
+            && console.is_none()
+            && pvpanic.is_none()
+    }
+
     /// The machine that the flags describe, checked.
     ///
     /// The serial port is on the terminal unless another place is named, and the kernel speaks there unless it gets a

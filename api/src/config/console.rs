@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ConfigError;
 use super::option::{self, OptionString, Pairs};
 use super::section::{Section, check_path};
 
 /// Where a console's bytes go to and come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ConsoleMode)]
 pub enum ConsoleOutputMode {
     /// There is no such device.
     #[default]
@@ -69,16 +71,18 @@ pub(crate) fn check_mode(
 }
 
 /// The virtio console. Only `off`, the default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConsoleConfig {
     /// Where its bytes go to. Only `Off`.
     pub mode: ConsoleOutputMode,
     /// File of mode `File`. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub file: Option<PathBuf>,
     /// Socket of mode `Socket`. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub socket: Option<PathBuf>,
     /// Name of the device. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,9 +90,11 @@ pub struct ConsoleConfig {
     /// Whether a virtual IOMMU is in front. Only `false`.
     pub iommu: bool,
     /// PCI segment. Only 0.
+    #[schema(format = "int16")]
     pub pci_segment: u16,
     /// PCI slot. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = "uint8")]
     pub pci_device_id: Option<u8>,
 }
 
@@ -126,13 +132,14 @@ impl FromStr for ConsoleConfig {
 }
 
 /// The debug console, one byte of port I/O. Only off, the default.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DebugConsoleConfig {
     /// Where its bytes go to. Only `Off`.
     pub mode: ConsoleOutputMode,
     /// File of mode `File`. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub file: Option<PathBuf>,
     /// I/O port. Only 0xe9.
     #[serde(skip_serializing_if = "Option::is_none")]

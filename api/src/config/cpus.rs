@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ConfigError;
 use super::option::{self, OptionString, Pairs};
@@ -15,12 +16,14 @@ pub const MAX_VCPUS: u32 = 254;
 const MAX_APIC_ID: u64 = 254;
 
 /// Virtual processors. `--cpus boot=N[,max=M,topology=T:C:D:P]`; `max` is `boot` when not given.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CpusConfig {
     /// vCPUs that are there from the start. `boot` on the command line.
+    #[schema(minimum = 1, maximum = 254)]
     pub boot_vcpus: u32,
     /// vCPUs that can be there later. `max` on the command line.
+    #[schema(minimum = 1, maximum = 254)]
     pub max_vcpus: u32,
     /// How the vCPUs are shown to the guest. Without it: one package, one die, one thread per core.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,21 +46,25 @@ pub struct CpusConfig {
 }
 
 /// How vCPUs are grouped, written `threads:cores:dies:packages` on the command line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CpuTopology {
     /// Threads per core.
+    #[schema(minimum = 1, maximum = 254)]
     pub threads_per_core: u16,
     /// Cores per die.
+    #[schema(minimum = 1, maximum = 254)]
     pub cores_per_die: u16,
     /// Dies per package.
+    #[schema(minimum = 1, maximum = 254)]
     pub dies_per_package: u16,
     /// Packages (sockets).
+    #[schema(minimum = 1, maximum = 254)]
     pub packages: u16,
 }
 
 /// Host CPUs that one vCPU runs on, written `0@[1,3-4]` on the command line.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CpuAffinity {
     /// Index of the vCPU.
@@ -67,7 +74,7 @@ pub struct CpuAffinity {
 }
 
 /// CPU features to opt in to, written as a list of names on the command line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CpuFeatures {
     /// Advanced Matrix Extensions.
@@ -75,7 +82,8 @@ pub struct CpuFeatures {
 }
 
 /// Which vCPUs may share a host core at the same time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = CoreSchedulingMode)]
 pub enum CoreScheduling {
     /// Those of the same machine.
     #[default]
@@ -87,7 +95,7 @@ pub enum CoreScheduling {
 }
 
 /// CPU model shown to the guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CpuProfile {
     /// That of the host, as far as KVM supports it.

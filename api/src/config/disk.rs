@@ -4,30 +4,35 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::option::{self, OptionString};
 use super::rate_limiter::{RATE_LIMITER_RENAMES, unlimited_as_none};
-use super::section::{Section, check_id, check_path, check_queue_size};
+use super::section::{Passed, Section, check_id, check_path, check_queue_size};
 use super::{ConfigError, RateLimiterConfig};
 
 /// Length of the string that the get-id request answers (virtio 1.2, 5.2.6).
 const SERIAL_BYTES: usize = 20;
 
 /// A disk. `--disk path=PATH[,readonly=on|off,queue_size=N,serial=S,id=ID]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiskConfig {
-    /// Raw image file or block device. Required.
-    pub path: PathBuf,
+    /// Raw image file or block device. Required, unless an open descriptor of it comes with the configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
+    pub path: Option<PathBuf>,
     /// Whether the guest can only read.
     pub readonly: bool,
     /// Descriptors per queue: a power of two from 4 to 32768.
     pub queue_size: u16,
     /// What the get-id request answers, at most 20 bytes: the disk's serial number in the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 20, pattern = "^[\\x00-\\x7F]*$")]
     pub serial: Option<String>,
     /// Name of the device. [`VmConfig::assign_ids`](super::VmConfig::assign_ids) gives one to those without.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64, pattern = "^(?!__)[!-~]+$")]
     pub id: Option<String>,
     /// Format of the image. `Raw`; `Unknown` means the same, as formats are never guessed from contents that a guest
     /// can write.
@@ -39,9 +44,11 @@ pub struct DiskConfig {
     /// Whether a virtual IOMMU is in front. Only `false`.
     pub iommu: bool,
     /// PCI segment. Only 0.
+    #[schema(format = "int16")]
     pub pci_segment: u16,
     /// PCI slot. Not supported: slots are given in order.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = "uint8")]
     pub pci_device_id: Option<u8>,
     /// Whether another process serves the disk. Only `false`.
     pub vhost_user: bool,
@@ -69,7 +76,7 @@ pub struct DiskConfig {
 }
 
 /// Format of a disk image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum ImageType {
     /// Virtual Hard Disk of fixed size. Not supported.
     FixedVhd,
@@ -85,7 +92,7 @@ pub enum ImageType {
 }
 
 /// What part of an image file is locked against other users.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum LockGranularity {
     /// The bytes of the file.
     #[default]
@@ -95,7 +102,7 @@ pub enum LockGranularity {
 }
 
 /// Host CPUs that the thread of one queue runs on, written `0@[1,3-4]` on the command line.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VirtQueueAffinity {
     /// Index of the queue.
@@ -107,7 +114,7 @@ pub struct VirtQueueAffinity {
 impl Default for DiskConfig {
     fn default() -> Self {
         Self {
-            path: PathBuf::new(),
+            path: None,
             readonly: false,
             queue_size: 128,
             serial: None,
@@ -148,13 +155,9 @@ impl Section for DiskConfig {
     ];
 
     fn check(&self) -> Result<(), ConfigError> {
-        if self.path.as_os_str().is_empty() {
-            return Err(ConfigError::missing(
-                "path",
-                "the path of a raw image file or a block device",
-            ));
+        if let Some(path) = &self.path {
+            check_path("path", path)?;
         }
-        check_path("path", &self.path)?;
         check_queue_size(self.queue_size)?;
         check_id(self.id.as_deref())?;
         if let Some(serial) = &self.serial
@@ -174,6 +177,37 @@ impl Section for DiskConfig {
                 default: format!("{:?}", ImageType::Raw),
             }),
         }
+    }
+
+    fn check_backing(&self, passed: Passed<'_>) -> Result<(), ConfigError> {
+        let passed = passed(self.id.as_deref().unwrap_or_default());
+        match (&self.path, passed) {
+            (Some(_), 0) | (None, 1) => Ok(()),
+            (None, 0) => Err(ConfigError::missing(
+                "path",
+                "the path of a raw image file or a block device",
+            )),
+            (Some(path), _) => Err(ConfigError::invalid(
+                "path",
+                format!("{path:?}"),
+                "expected either a path or a descriptor, not both",
+            )),
+            (None, count) => Err(ConfigError::invalid(
+                "fds",
+                format!("of {count} descriptors"),
+                "expected one descriptor",
+            )),
+        }
+    }
+}
+
+impl DiskConfig {
+    /// Checks the disk, for which descriptors come under its name.
+    ///
+    /// # Errors
+    /// What is wrong first, with the name of the field.
+    pub fn validate_with(&self, passed: Passed<'_>) -> Result<(), ConfigError> {
+        Section::validate_with(self, passed)
     }
 }
 

@@ -3,10 +3,12 @@
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::option::{self, OptionString};
 use super::section::{Section, Unsupported};
 use super::{ByteSize, ConfigError};
+use crate::openapi::foreign;
 
 /// Less than this holds no kernel.
 const MIN_SIZE: ByteSize = ByteSize::mib(8);
@@ -22,10 +24,11 @@ const LINUX_BLOCK_SIZE: ByteSize = ByteSize::mib(128);
 
 /// Guest memory. `--memory size=S[,shared=,hugepages=,hugepage_size=,prefault=,mergeable=,thp=,hotplug_size=,
 /// hotplug_method=,hotplugged_size=]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MemoryConfig {
     /// Size of the guest's memory.
+    #[schema(value_type = u64, minimum = 8388608, maximum = 35_184_372_088_832_i64, multiple_of = 4096)]
     pub size: ByteSize,
     /// Whether other processes can map the memory: a memfd instead of anonymous memory.
     pub shared: bool,
@@ -33,6 +36,7 @@ pub struct MemoryConfig {
     pub hugepages: bool,
     /// Size of such a page: 2 MiB or 1 GiB. The host's default size when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
     pub hugepage_size: Option<ByteSize>,
     /// Whether all memory is taken from the host before the guest starts.
     pub prefault: bool,
@@ -45,9 +49,11 @@ pub struct MemoryConfig {
     /// How much memory can be added later. With virtio-mem a multiple of 128 MiB, or of the size of a huge page if that
     /// is larger. With ACPI any number of pages: it is room for what is added in steps that the guest can take.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
     pub hotplug_size: Option<ByteSize>,
     /// How much of it the guest is asked to plug from the start; it can be taken away later. Only with virtio-mem.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
     pub hotplugged_size: Option<ByteSize>,
     /// Whether swap space is reserved for the memory. Only `false`.
     pub reserve: bool,
@@ -56,11 +62,12 @@ pub struct MemoryConfig {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::MemoryZoneConfig>>)]
     pub zones: Option<Unsupported>,
 }
 
 /// How memory is added to a running machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum HotplugMethod {
     /// ACPI memory devices.
     #[default]
@@ -136,6 +143,15 @@ impl Section for MemoryConfig {
 }
 
 impl MemoryConfig {
+    /// Notes that the machine, which booted with `boot` bytes, is to have `added` bytes more from now on, so that the next
+    /// boot has as much.
+    pub fn note_hotplugged(&mut self, boot: u64, added: u64) {
+        if self.hotplug_size.is_some() {
+            let hotplugged = (boot + added).saturating_sub(self.size.0);
+            self.hotplugged_size = Some(ByteSize(hotplugged));
+        }
+    }
+
     /// The size of the pages that the memory is made of.
     fn page_size(&self) -> ByteSize {
         match (self.hugepages, self.hugepage_size) {

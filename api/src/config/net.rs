@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::ToSchema;
 
 use super::option::{self, OptionString};
 use super::rate_limiter::{RATE_LIMITER_RENAMES, unlimited_as_none};
-use super::section::{Section, check_id, check_queue_size};
+use super::section::{Passed, Section, check_id, check_queue_size};
 use super::{ConfigError, MacAddr, RateLimiterConfig};
 
 /// Longest name of a network interface on Linux, without the NUL at its end.
@@ -19,37 +20,43 @@ const MIN_MTU: u16 = 68;
 ///
 /// With `tap` the interface of that name is used, or created when there is none. With `fd` an open tap is used. With
 /// neither, an interface is created and the kernel names it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetConfig {
     /// Name of the tap interface.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 15, pattern = r"^(?!\.{1,2}$)[!-$&-.0-9;-~]+$")]
     pub tap: Option<String>,
     /// Descriptor of an open tap, one per pair of queues. `fd` on the command line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fds: Option<Vec<i32>>,
     /// Address of the guest's interface. A random local one when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, pattern = "^(?!00:00:00:00:00:00$)[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$")]
     pub mac: Option<MacAddr>,
     /// Address that the host's side of the tap gets.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "ip_address"
     )]
+    #[schema(value_type = Option<String>)]
     pub ip: Option<IpAddr>,
     /// Network mask of that address.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "ip_address"
     )]
+    #[schema(value_type = Option<String>)]
     pub mask: Option<IpAddr>,
     /// Largest packet in bytes, without the Ethernet header: 68 to 65535.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 68, maximum = 65535)]
     pub mtu: Option<u16>,
     /// Descriptors per queue: a power of two from 4 to 32768.
     pub queue_size: u16,
     /// Name of the device. [`VmConfig::assign_ids`](super::VmConfig::assign_ids) gives one to those without.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64, pattern = "^(?!__)[!-~]+$")]
     pub id: Option<String>,
     /// Whether TCP segmentation offload is offered to the guest.
     pub offload_tso: bool,
@@ -61,13 +68,16 @@ pub struct NetConfig {
     pub num_queues: usize,
     /// Address of the host's side of the tap. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub host_mac: Option<MacAddr>,
     /// Whether a virtual IOMMU is in front. Only `false`.
     pub iommu: bool,
     /// PCI segment. Only 0.
+    #[schema(format = "int16")]
     pub pci_segment: u16,
     /// PCI slot. Not supported: slots are given in order.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = "uint8")]
     pub pci_device_id: Option<u8>,
     /// Whether another process serves the network. Only `false`.
     pub vhost_user: bool,
@@ -92,7 +102,7 @@ fn ip_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAdd
 }
 
 /// Which side of a vhost-user socket Podvisor is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum VhostMode {
     /// It connects.
     #[default]
@@ -128,7 +138,18 @@ impl Default for NetConfig {
     }
 }
 
+const ONE_FD: &str = "expected one descriptor, as there is one pair of queues";
+const NO_IP_BESIDE_FDS: &str = "expected no ip beside it: who opened the tap gives it its address";
+
 impl NetConfig {
+    /// Checks the network, for which descriptors come under its name.
+    ///
+    /// # Errors
+    /// What is wrong first, with the name of the field.
+    pub fn validate_with(&self, passed: Passed<'_>) -> Result<(), ConfigError> {
+        Section::validate_with(self, passed)
+    }
+
     /// Length of the network prefix that `mask` stands for, in bits. None without a mask, or when its ones do not
     /// all come first.
     pub fn prefix_len(&self) -> Option<u8> {
@@ -165,12 +186,10 @@ impl NetConfig {
         let Some(fds) = &self.fds else { return Ok(()) };
         let shown = format!("{fds:?}");
         let problem = match fds.as_slice() {
-            [] | [_, _, ..] => "expected one descriptor, as there is one pair of queues",
+            [] | [_, _, ..] => ONE_FD,
             [fd] if *fd <= 2 => "expected a descriptor above 2, as 0 to 2 are the terminal's",
             _ if self.tap.is_some() => "expected either a tap's name or its descriptor, not both",
-            _ if self.ip.is_some() => {
-                "expected no ip beside it: who opened the tap gives it its address"
-            }
+            _ if self.ip.is_some() => NO_IP_BESIDE_FDS,
             _ => return Ok(()),
         };
         Err(ConfigError::invalid("fds", shown, problem))
@@ -259,6 +278,29 @@ impl Section for NetConfig {
             ));
         }
         Ok(())
+    }
+
+    fn check_backing(&self, passed: Passed<'_>) -> Result<(), ConfigError> {
+        let passed = passed(self.id.as_deref().unwrap_or_default());
+        let shown = format!("of {passed} descriptors");
+        if passed == 0 {
+            Ok(())
+        } else if let Some(tap) = &self.tap {
+            Err(ConfigError::invalid(
+                "tap",
+                format!("{tap:?}"),
+                "expected either a tap's name or its descriptor, not both",
+            ))
+        } else if self.fds.is_some() {
+            let problem = "expected descriptors that are passed or numbers of open ones, not both";
+            Err(ConfigError::invalid("fds", shown, problem))
+        } else if let Some(ip) = self.ip {
+            Err(ConfigError::invalid("ip", ip, NO_IP_BESIDE_FDS))
+        } else if passed > 1 {
+            Err(ConfigError::invalid("fds", shown, ONE_FD))
+        } else {
+            Ok(())
+        }
     }
 }
 

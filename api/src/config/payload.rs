@@ -3,31 +3,38 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ConfigError;
-use super::section::{Section, check_path};
+use super::section::{Passed, Section, check_path};
+use crate::request::{INITRAMFS, KERNEL};
 
 /// Longest command line that Linux takes on x86, without the NUL at its end.
 const MAX_CMDLINE: usize = 2047;
 
 /// What the machine boots.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PayloadConfig {
-    /// File of the kernel: an ELF or a bzImage. Required.
+    /// File of the kernel: an ELF or a bzImage. Required, unless an open descriptor of it comes with the configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub kernel: Option<PathBuf>,
     /// File of the initial RAM disk.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub initramfs: Option<PathBuf>,
     /// Command line of the kernel. At most 2047 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 2047, pattern = "^[^\\x00]*$")]
     pub cmdline: Option<String>,
     /// File of a firmware to boot instead of a kernel. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub firmware: Option<PathBuf>,
     /// File of an IGVM image to boot instead of a kernel. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub igvm: Option<PathBuf>,
     /// Data measured into a confidential guest. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,14 +45,8 @@ impl Section for PayloadConfig {
     const UNSUPPORTED: &'static [&'static str] = &["firmware", "igvm", "host_data"];
 
     fn check(&self) -> Result<(), ConfigError> {
-        match &self.kernel {
-            None => {
-                return Err(ConfigError::missing(
-                    "kernel",
-                    "the path of a kernel (an ELF file or a bzImage), --kernel on the command line",
-                ));
-            }
-            Some(kernel) => check_path("kernel", kernel)?,
+        if let Some(kernel) = &self.kernel {
+            check_path("kernel", kernel)?;
         }
         if let Some(initramfs) = &self.initramfs {
             check_path("initramfs", initramfs)?;
@@ -65,6 +66,35 @@ impl Section for PayloadConfig {
                     "expected no NUL byte",
                 ));
             }
+        }
+        Ok(())
+    }
+
+    fn check_backing(&self, passed: Passed<'_>) -> Result<(), ConfigError> {
+        for (field, path) in [(KERNEL, &self.kernel), (INITRAMFS, &self.initramfs)] {
+            match (path, passed(field)) {
+                (_, 0) | (None, 1) => {}
+                (Some(path), _) => {
+                    return Err(ConfigError::invalid(
+                        field,
+                        format!("{path:?}"),
+                        "expected either a path or a descriptor, not both",
+                    ));
+                }
+                (None, count) => {
+                    return Err(ConfigError::invalid(
+                        field,
+                        format!("of {count} descriptors"),
+                        "expected one descriptor",
+                    ));
+                }
+            }
+        }
+        if self.kernel.is_none() && passed(KERNEL) == 0 {
+            return Err(ConfigError::missing(
+                "kernel",
+                "the path of a kernel (an ELF file or a bzImage), --kernel on the command line",
+            ));
         }
         Ok(())
     }

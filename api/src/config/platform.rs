@@ -1,20 +1,24 @@
 //! Properties of the whole machine.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ConfigError;
 use super::section::Section;
 
 /// Properties of the whole machine. Only the defaults.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlatformConfig {
     /// Number of PCI segments. Only 1.
+    #[schema(format = "int16")]
     pub num_pci_segments: u16,
     /// Segments behind a virtual IOMMU. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = "int16")]
     pub iommu_segments: Option<Vec<u16>>,
     /// Width of the virtual IOMMU's addresses, in bits. Only 64.
+    #[schema(format = "uint8")]
     pub iommu_address_width_bits: u8,
     /// SMBIOS serial number. Not supported.
     #[serde(skip_serializing_if = "Option::is_none", alias = "serial_number")]

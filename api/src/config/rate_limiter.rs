@@ -1,6 +1,7 @@
 //! Rate limits of disks and networks.
 
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
 
 /// Command-line keys of the two buckets, for disks and networks alike.
 pub(crate) const RATE_LIMITER_RENAMES: [(&str, &str); 6] = [
@@ -22,7 +23,7 @@ pub(crate) const RATE_LIMITER_RENAMES: [(&str, &str); 6] = [
 ];
 
 /// Independent limits of bytes and of operations.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RateLimiterConfig {
     /// Bytes.
@@ -34,7 +35,7 @@ pub struct RateLimiterConfig {
 }
 
 /// A bucket that starts with a burst and is refilled at an even rate.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenBucket {
     /// What the bucket holds, in bytes or operations. Zero: no limit.

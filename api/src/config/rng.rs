@@ -4,26 +4,31 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ConfigError;
 use super::option::{self, OptionString};
 use super::section::{Section, check_id, check_path};
 
 /// The entropy device. `--rng src=PATH`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RngConfig {
     /// File that random bytes are read from.
+    #[schema(value_type = String, min_length = 1, pattern = "^[^\\x00]+$")]
     pub src: PathBuf,
     /// Name of the device. [`VmConfig::assign_ids`](super::VmConfig::assign_ids) gives it one when it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64, pattern = "^(?!__)[!-~]+$")]
     pub id: Option<String>,
     /// Whether a virtual IOMMU is in front. Only `false`.
     pub iommu: bool,
     /// PCI segment. Only 0.
+    #[schema(format = "int16")]
     pub pci_segment: u16,
     /// PCI slot. Not supported: slots are given in order.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = "uint8")]
     pub pci_device_id: Option<u8>,
 }
 

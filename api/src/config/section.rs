@@ -6,6 +6,13 @@ use serde_json::Value;
 
 use super::ConfigError;
 
+/// How many open descriptors come with a configuration for the device of a name, for the kernel or for the initial RAM
+/// disk. A device that has no name yet is asked for by an empty one.
+pub type Passed<'a> = &'a dyn Fn(&str) -> usize;
+
+/// No descriptors come.
+pub(crate) const NONE_PASSED: Passed<'static> = &|_| 0;
+
 /// A part of the configuration that is checked on its own.
 pub(crate) trait Section: Serialize + DeserializeOwned + Default {
     /// Fields that Cloud Hypervisor knows and Podvisor takes at their default value only.
@@ -14,10 +21,21 @@ pub(crate) trait Section: Serialize + DeserializeOwned + Default {
     /// Checks the supported fields against each other and against what Podvisor can do.
     fn check(&self) -> Result<(), ConfigError>;
 
+    /// Checks that what the part is backed by is named once: by a path, by a name or by descriptors that come with it.
+    fn check_backing(&self, _passed: Passed<'_>) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
     /// Checks everything that can be said of this part alone. Errors name the field without the part.
     fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_with(NONE_PASSED)
+    }
+
+    /// The same for a part that comes with descriptors.
+    fn validate_with(&self, passed: Passed<'_>) -> Result<(), ConfigError> {
         self.refuse_unsupported()?;
-        self.check()
+        self.check()?;
+        self.check_backing(passed)
     }
 
     /// Refuses a value other than the default in any of [`Section::UNSUPPORTED`].
@@ -60,14 +78,14 @@ fn shown(value: Option<&Value>) -> String {
 pub struct Unsupported(Value);
 
 impl Unsupported {
-    /// Reads such a part; `null`, `[]` and `false` count as not given.
+    /// Reads such a part where it is a list; `null` and `[]` count as not given.
     pub(crate) fn absent_when_empty<'de, D>(deserializer: D) -> Result<Option<Self>, D::Error>
     where
         D: serde::Deserializer<'de>,
     {
         let value = Value::deserialize(deserializer)?;
         let empty = match &value {
-            Value::Null | Value::Bool(false) => true,
+            Value::Null => true,
             Value::Array(items) => items.is_empty(),
             _ => false,
         };

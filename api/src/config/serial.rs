@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::console::{check_mode, complete_mode};
 use super::option::{self, OptionString, Pairs};
@@ -11,16 +12,18 @@ use super::section::Section;
 use super::{ConfigError, ConsoleOutputMode};
 
 /// The serial port. `--serial tty|null|off|pty|file=PATH|socket=PATH`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SerialConfig {
     /// Where its bytes go to and come from.
     pub mode: ConsoleOutputMode,
     /// File of mode `File`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub file: Option<PathBuf>,
     /// Socket of mode `Socket`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub socket: Option<PathBuf>,
 }
 

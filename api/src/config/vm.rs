@@ -3,15 +3,17 @@
 use std::collections::HashSet;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
 
-use super::section::{Section, Unsupported};
+use super::section::{Passed, Section, Unsupported};
 use super::{
     ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DebugConsoleConfig, DiskConfig,
-    MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig, SerialConfig,
+    MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig, SerialConfig, json,
 };
+use crate::openapi::foreign;
 
 /// The whole machine: the body of `vm.create`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct VmConfig {
     /// Virtual processors.
@@ -25,12 +27,14 @@ pub struct VmConfig {
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "null_as_empty"
     )]
+    #[schema(value_type = Option<Vec<DiskConfig>>)]
     pub disks: Vec<DiskConfig>,
     /// Networks, in the order of their PCI slots.
     #[serde(
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "null_as_empty"
     )]
+    #[schema(value_type = Option<Vec<NetConfig>>)]
     pub net: Vec<NetConfig>,
     /// Entropy device.
     pub rng: RngConfig,
@@ -57,84 +61,86 @@ pub struct VmConfig {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::LandlockConfig>>)]
     pub landlock_rules: Option<Unsupported>,
     /// Limits that several disks share. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::RateLimitGroupConfig>>)]
     pub rate_limit_groups: Option<Unsupported>,
     /// Memory balloon. Not supported.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "Unsupported::absent_when_empty"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<foreign::BalloonConfig>)]
     pub balloon: Option<Unsupported>,
     /// Shared directories. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::FsConfig>>)]
     pub fs: Option<Unsupported>,
     /// Devices served by other processes. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::GenericVhostUserConfig>>)]
     pub generic_vhost_user: Option<Unsupported>,
     /// Persistent memory. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::PmemConfig>>)]
     pub pmem: Option<Unsupported>,
     /// Host devices by VFIO. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::DeviceConfig>>)]
     pub devices: Option<Unsupported>,
     /// Devices by vfio-user. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::UserDeviceConfig>>)]
     pub user_devices: Option<Unsupported>,
     /// Devices by vDPA. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::VdpaConfig>>)]
     pub vdpa: Option<Unsupported>,
     /// Sockets between host and guest. Not supported.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "Unsupported::absent_when_empty"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<foreign::VsockConfig>)]
     pub vsock: Option<Unsupported>,
     /// NUMA nodes. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::NumaConfig>>)]
     pub numa: Option<Unsupported>,
     /// Virtio clock. Not supported.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "Unsupported::absent_when_empty"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<foreign::RtcConfig>)]
     pub rtc: Option<Unsupported>,
     /// PCI segments. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "Unsupported::absent_when_empty"
     )]
+    #[schema(value_type = Option<Vec<foreign::PciSegmentConfig>>)]
     pub pci_segments: Option<Unsupported>,
     /// TPM. Not supported.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "Unsupported::absent_when_empty"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<foreign::TpmConfig>)]
     pub tpm: Option<Unsupported>,
 }
 
@@ -187,12 +193,7 @@ impl VmConfig {
     /// # Errors
     /// What is wrong first, with the path of the field.
     pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
-        let mut deserializer = serde_json::Deserializer::from_slice(json);
-        let config: Self = serde_path_to_error::deserialize(&mut deserializer)
-            .map_err(|error| ConfigError::json(&error.path().to_string(), error.inner()))?;
-        deserializer
-            .end()
-            .map_err(|error| ConfigError::json("", &error))?;
+        let config: Self = json::read(json)?;
         config.validate()?;
         Ok(config)
     }
@@ -203,6 +204,16 @@ impl VmConfig {
     /// What is wrong first, with the path of the field as in `disks[0].queue_size`.
     pub fn validate(&self) -> Result<(), ConfigError> {
         Section::validate(self)
+    }
+
+    /// The same for a machine that comes with descriptors, by the names of its devices, by
+    /// [`KERNEL`](crate::request::KERNEL) and by [`INITRAMFS`](crate::request::INITRAMFS): they stand for paths that are
+    /// not given.
+    ///
+    /// # Errors
+    /// What is wrong first, with the path of the field.
+    pub fn validate_with(&self, passed: Passed<'_>) -> Result<(), ConfigError> {
+        Section::validate_with(self, passed)
     }
 
     /// Names the devices that have no name: `_disk0`, `_net1`, and so on, with one count for all.
@@ -227,8 +238,25 @@ impl VmConfig {
         assign("rng", &mut self.rng.id);
     }
 
+    /// The names that devices have.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.device_ids().map(|(_, id)| id)
+    }
+
+    /// Whether `id` names a device that a machine can be without.
+    pub fn can_remove(&self, id: &str) -> bool {
+        self.disks.iter().any(|disk| disk.id.as_deref() == Some(id))
+            || self.net.iter().any(|net| net.id.as_deref() == Some(id))
+    }
+
+    /// Takes the disk or network `id` away, if there is one.
+    pub fn remove_device(&mut self, id: &str) {
+        self.disks.retain(|disk| disk.id.as_deref() != Some(id));
+        self.net.retain(|net| net.id.as_deref() != Some(id));
+    }
+
     /// The names that devices have, each with the path of its field.
-    fn device_ids(&self) -> impl Iterator<Item = (String, &str)> {
+    pub(crate) fn device_ids(&self) -> impl Iterator<Item = (String, &str)> {
         let disks = self.disks.iter().enumerate();
         let disks = disks.map(|(index, disk)| (format!("disks[{index}].id"), disk.id.as_deref()));
         let nets = self.net.iter().enumerate();
@@ -264,7 +292,10 @@ impl Section for VmConfig {
 
     fn check(&self) -> Result<(), ConfigError> {
         fn part(name: &str, section: &impl Section) -> Result<(), ConfigError> {
-            section.validate().map_err(|error| error.within(name))
+            section
+                .refuse_unsupported()
+                .and_then(|()| section.check())
+                .map_err(|error| error.within(name))
         }
         part("payload", &self.payload)?;
         part("cpus", &self.cpus)?;
@@ -299,6 +330,22 @@ impl Section for VmConfig {
                     "expected a name that no other device has",
                 ));
             }
+        }
+        Ok(())
+    }
+
+    fn check_backing(&self, passed: Passed<'_>) -> Result<(), ConfigError> {
+        let within = |name: String| move |error: ConfigError| error.within(&name);
+        self.payload
+            .check_backing(passed)
+            .map_err(within("payload".to_owned()))?;
+        for (index, disk) in self.disks.iter().enumerate() {
+            disk.check_backing(passed)
+                .map_err(within(format!("disks[{index}]")))?;
+        }
+        for (index, net) in self.net.iter().enumerate() {
+            net.check_backing(passed)
+                .map_err(within(format!("net[{index}]")))?;
         }
         Ok(())
     }

@@ -76,6 +76,11 @@ impl EventDevice {
         self.shared.interrupt.raise()
     }
 
+    /// Whether the guest has not looked at an event yet.
+    pub fn is_pending(&self) -> bool {
+        self.shared.pending.load(Ordering::Acquire) != 0
+    }
+
     /// Raises the interrupt again if an event is still pending: an edge that came while the guest had the interrupt
     /// masked was lost.
     ///
@@ -83,10 +88,11 @@ impl EventDevice {
     ///
     /// The interrupt could not be raised; the event stays pending.
     pub fn remind(&self) -> io::Result<()> {
-        if self.shared.pending.load(Ordering::Acquire) == 0 {
-            return Ok(());
+        if self.is_pending() {
+            self.shared.interrupt.raise()
+        } else {
+            Ok(())
         }
-        self.shared.interrupt.raise()
     }
 }
 

@@ -1,8 +1,10 @@
 //! Debian's kernel booted through the real binary. `./tests/run guest` runs these where KVM can.
 
+mod api;
 mod block;
 mod boot;
 mod cpu;
+mod hotplug;
 mod lifecycle;
 mod memory;
 mod net;

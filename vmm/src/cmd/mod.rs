@@ -1,10 +1,13 @@
 //! The command line: one file per subcommand, and [`main`], which turns what they return into an exit status.
 
 pub mod check;
+pub mod outside;
 mod panic;
 pub mod run;
 
+use std::ffi::OsStr;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -51,6 +54,16 @@ Exit status: 0 guest powered off, 1 VMM failure, 2 bad configuration,
 /// Runs the process, which started at `started`, to its exit status.
 pub fn main(started: Instant) -> ExitCode {
     panic::install_hook();
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    if let (Some(line), Some("--version" | "-V")) = (
+        version_line(&name),
+        words.next().as_deref().and_then(OsStr::to_str),
+    ) {
+        // Nobody is left to be told that nobody reads it.
+        let _ = writeln!(std::io::stdout(), "{line}");
+        return ExitStatus::Success.into();
+    }
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Check { json }) => check::run(json),
@@ -63,6 +76,14 @@ pub fn main(started: Instant) -> ExitCode {
             ExitStatus::of(&error).into()
         }
     }
+}
+
+/// What a process that was started as `cloud-hypervisor` says of its version: libvirt and Kata Containers look for this
+/// form, and take what the API can do from the number.
+fn version_line(name: &OsStr) -> Option<String> {
+    let name = Path::new(name).file_name()?;
+    (name == "cloud-hypervisor")
+        .then(|| format!("cloud-hypervisor v{}", api::CLOUD_HYPERVISOR_VERSION))
 }
 
 /// Says on stderr how the process ends. Nothing is left to do if that is closed: the status still tells.
@@ -103,14 +124,6 @@ mod tests {
 
     #[test]
     fn flags_of_later_releases_are_refused_by_name() {
-        for (flag, value) in [
-            ("--api-socket", "/run/api"),
-            ("--event-monitor", "path=/run/events"),
-        ] {
-            let text = refusal(&["--kernel", "/boot/vmlinuz", flag, value]);
-            assert!(text.starts_with(flag), "{text}");
-            assert!(text.contains("not supported by podvisor"), "{text}");
-        }
         let text = refusal(&["--firmware", "/fw"]);
         assert!(text.starts_with("payload.firmware is known"), "{text}");
         let error = parse(&["--kernel", "/k", "--console", "pty"]).unwrap_err();
@@ -118,6 +131,34 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("--console"), "{text}");
         assert!(text.contains("not supported by podvisor"), "{text}");
+    }
+
+    #[test]
+    fn machine_without_a_kernel_is_refused_even_where_the_api_is_served() {
+        for flags in [
+            &["--cpus", "boot=2"][..],
+            &["--cpus", "boot=2", "--api-socket", "/nowhere/api"],
+        ] {
+            let text = refusal(flags);
+            assert!(text.contains("payload.kernel is missing"), "{text}");
+        }
+    }
+
+    #[test]
+    fn guest_that_ends_without_the_process_needs_an_api() {
+        let error = parse(&["--kernel", "/k", "--no-shutdown"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("--api-socket"), "{error}");
+    }
+
+    #[test]
+    fn name_of_cloud_hypervisor_has_its_version() {
+        let version = |name: &str| version_line(std::ffi::OsStr::new(name));
+        let api = api::CLOUD_HYPERVISOR_VERSION;
+        let expected = format!("cloud-hypervisor v{api}");
+        assert_eq!(version("/usr/bin/cloud-hypervisor"), Some(expected));
+        assert_eq!(version("podvisor"), None);
+        assert_eq!(api.split('.').count(), 3);
     }
 
     #[test]

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use api::config::{ConfigError, VmArgs};
+use api::config::{EndpointConfig, VmArgs};
+use api::request::Descriptors;
 use clap::Args as ClapArgs;
 
+use super::outside::{Doors, Outside};
 use crate::exit_status::ExitStatus;
 use crate::{logging, vm};
 
@@ -17,21 +19,25 @@ pub struct Args {
     #[command(flatten)]
     machine: VmArgs,
 
+    /// Serve the REST API on a Unix socket; without --kernel, wait there for a VM to be created
+    #[arg(long, value_name = "PATH|path=PATH|fd=N", help_heading = "Process")]
+    api_socket: Option<EndpointConfig>,
+
+    /// Write events in JSON to a file or descriptor
+    #[arg(long, value_name = "path=PATH|fd=N", help_heading = "Process")]
+    event_monitor: Option<EndpointConfig>,
+
     /// End when the guest reboots, instead of starting it again
     #[arg(long, help_heading = "Process")]
     no_reboot: bool,
 
+    /// Go on serving the API when the guest has powered off
+    #[arg(long, requires = "api_socket", help_heading = "Process")]
+    no_shutdown: bool,
+
     /// Seconds between SIGTERM or SIGINT, which press the power button, and the end; a second signal ends at once
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, help_heading = "Process")]
     shutdown_timeout: Duration,
-
-    /// REST API on a Unix socket (not supported by this release)
-    #[arg(long, value_name = "PATH", hide = true)]
-    api_socket: Option<String>,
-
-    /// Events in JSON (not supported by this release)
-    #[arg(long, value_name = "path=PATH|fd=N", hide = true)]
-    event_monitor: Option<String>,
 
     /// Log more: -v information, -vv debug, -vvv trace
     #[arg(short = 'v', action = clap::ArgAction::Count, help_heading = "Process")]
@@ -42,7 +48,7 @@ pub struct Args {
     log_file: Option<PathBuf>,
 }
 
-/// Runs the machine that the flags describe to its end.
+/// Runs the machine that the flags describe, or those that clients of the API create, to the end.
 ///
 /// # Errors
 ///
@@ -50,25 +56,40 @@ pub struct Args {
 pub fn run(args: Args, started: Instant) -> anyhow::Result<ExitCode> {
     let Args {
         machine,
-        no_reboot,
-        shutdown_timeout,
         api_socket,
         event_monitor,
+        no_reboot,
+        no_shutdown,
+        shutdown_timeout,
         verbosity,
         log_file,
     } = args;
-    refuse("--api-socket", api_socket)?;
-    refuse("--event-monitor", event_monitor)?;
-    let mut config = machine.into_config()?;
-    config.assign_ids();
+    // Before any thread is started, which would take the signals otherwise.
+    vm::signals::Signals::block().context("cannot block SIGTERM and SIGINT")?;
+    let machine = if api_socket.is_some() && machine.is_empty() {
+        None
+    } else {
+        let mut config = machine.into_config()?;
+        config.assign_ids();
+        Some(vm::Definition {
+            config: Box::new(config),
+            descriptors: Descriptors::none(),
+        })
+    };
+    let doors = Doors::open(api_socket, event_monitor)?;
     logging::start(started, verbosity, log_file.as_deref())?;
     let options = vm::Options {
         no_reboot,
+        no_shutdown,
         shutdown_timeout,
         started,
     };
     let inbox = vm::Inbox::new().context("cannot get an eventfd")?;
-    let outcome = vm::run(config, options, inbox)?;
+    let outside = Outside::start(doors, &inbox, started)?;
+    let result = vm::run(machine, options, inbox, outside.events());
+    // What was asked and what happened until now is told, however it ended.
+    outside.finish();
+    let outcome = result?;
     if outcome == vm::Outcome::Panicked {
         super::tell("the guest's kernel panicked");
     }
@@ -80,15 +101,4 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .parse()
         .map_err(|_| format!("expected a number of seconds from 0 to {}", u32::MAX))?;
     Ok(Duration::from_secs(seconds.into()))
-}
-
-fn refuse(flag: &str, value: Option<String>) -> Result<(), ConfigError> {
-    match value {
-        None => Ok(()),
-        Some(value) => Err(ConfigError::Unsupported {
-            field: flag.to_owned(),
-            value: format!("{value:?}"),
-            default: "none".to_owned(),
-        }),
-    }
 }

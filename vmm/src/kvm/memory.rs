@@ -17,7 +17,7 @@ use super::KvmError;
 use super::vm::Vm;
 
 /// Where guest RAM comes from and how the host treats it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backing {
     /// A memfd that other processes can map too, instead of anonymous memory.
     pub shared: bool,
@@ -27,8 +27,36 @@ pub struct Backing {
     pub prefault: bool,
     /// The host may merge equal pages (KSM).
     pub mergeable: bool,
+    /// Huge pages are taken out of the pool at once, so that none is missing later.
+    pub reserve: bool,
     /// The host may use transparent huge pages.
     pub transparent_huge_pages: bool,
+}
+
+impl Default for Backing {
+    /// Anonymous memory in small pages, as it is touched.
+    fn default() -> Self {
+        Self {
+            shared: false,
+            huge_pages: None,
+            prefault: false,
+            mergeable: false,
+            reserve: true,
+            transparent_huge_pages: false,
+        }
+    }
+}
+
+impl Backing {
+    /// Size of the pages in bytes, as far as it is known without asking the host: a huge page of the host's default size
+    /// is taken for one of 2 MiB.
+    pub fn page_size(&self) -> u64 {
+        match self.huge_pages {
+            None => 4096,
+            Some(HugePages::Default) => 2 << 20,
+            Some(HugePages::Size(size)) => size,
+        }
+    }
 }
 
 /// Pages from the host's hugetlb pool.
@@ -152,6 +180,9 @@ fn map(
         Some(pages) if file.is_none() => flags |= libc::MAP_HUGETLB | pages.flags(),
         Some(_) => {}
         None => flags |= libc::MAP_NORESERVE,
+    }
+    if !backing.reserve {
+        flags |= libc::MAP_NORESERVE;
     }
     let mut builder = MmapRegionBuilder::new(len)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -305,23 +336,56 @@ fn memfd(len: u64, backing: Backing) -> Result<File, MemoryError> {
 ///
 /// KVM refused a slot.
 pub fn register(vm: &Vm, ram: &Ram) -> Result<(), MemoryError> {
-    for (slot, region) in (0..).zip(ram.iter()) {
-        let address = region.start_addr().0;
-        let region = kvm_userspace_memory_region {
+    (0..)
+        .zip(ram.iter())
+        .try_for_each(|(slot, region)| register_region(vm, slot, region))
+}
+
+/// Shows `region` to the guest of `vm` in `slot`, which is empty.
+///
+/// # Errors
+///
+/// KVM refused the slot.
+pub fn register_region(
+    vm: &Vm,
+    slot: u32,
+    region: &GuestRegionMmap<()>,
+) -> Result<(), MemoryError> {
+    let address = region.start_addr().0;
+    set_slot(
+        vm,
+        kvm_userspace_memory_region {
             slot,
             flags: 0,
             guest_phys_addr: address,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the region is mapped for as long as `ram` or a copy of it is held, which a machine does until its
-        // vCPUs have ended; KVM itself follows the mapping and never touches memory that is unmapped.
-        #[expect(unsafe_code)]
-        unsafe { vm.fd().set_user_memory_region(region) }
-            .map_err(KvmError::of("KVM_SET_USER_MEMORY_REGION"))
-            .map_err(|source| MemoryError::Slot { address, source })?;
-    }
-    Ok(())
+        },
+    )
+    .map_err(|source| MemoryError::Slot { address, source })
+}
+
+/// Takes away what the guest of `vm` sees by `slot`.
+///
+/// # Errors
+///
+/// KVM refused; the guest still sees it.
+pub fn unregister_region(vm: &Vm, slot: u32) -> Result<(), KvmError> {
+    set_slot(
+        vm,
+        kvm_userspace_memory_region {
+            slot,
+            ..Default::default()
+        },
+    )
+}
+
+fn set_slot(vm: &Vm, slot: kvm_userspace_memory_region) -> Result<(), KvmError> {
+    // SAFETY: the region is mapped for as long as the machine's map of memory or a copy of it is held, which is until its
+    // slot was emptied or its vCPUs have ended; KVM itself follows the mapping and never touches memory that is unmapped.
+    #[expect(unsafe_code)]
+    unsafe { vm.fd().set_user_memory_region(slot) }
+        .map_err(KvmError::of("KVM_SET_USER_MEMORY_REGION"))
 }
 
 #[cfg(test)]

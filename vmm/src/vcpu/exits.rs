@@ -5,6 +5,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Buses;
 use super::failure::Reason;
+use super::measure::ExitCounters;
 
 /// What to do after an exit.
 pub(super) enum Next {
@@ -24,18 +25,26 @@ pub(super) enum Next {
 }
 
 /// Enters the guest, and answers its exit.
-pub(super) fn run(vcpu: &mut VcpuFd, buses: &Buses) -> Next {
+pub(super) fn run(vcpu: &mut VcpuFd, buses: &Buses, exits: &ExitCounters) -> Next {
     let exit = match vcpu.run() {
         Ok(exit) => exit,
         Err(error) => {
             return match error.errno() {
-                libc::EINTR => Next::Interrupted,
+                libc::EINTR => {
+                    ExitCounters::count(&exits.interrupted);
+                    Next::Interrupted
+                }
                 // The vCPU waits for its start by another one, and was woken for nothing.
                 libc::EAGAIN => Next::Run,
                 _ => Next::Fail(Reason::Run(error.into())),
             };
         }
     };
+    ExitCounters::count(match exit {
+        VcpuExit::IoIn(..) | VcpuExit::IoOut(..) => &exits.io,
+        VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..) => &exits.mmio,
+        _ => &exits.other,
+    });
     match exit {
         VcpuExit::MmioRead(address, data) => buses.mmio.read(address, data),
         VcpuExit::MmioWrite(address, data) => buses.mmio.write(address, data),

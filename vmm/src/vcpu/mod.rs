@@ -3,6 +3,7 @@
 mod exits;
 mod failure;
 mod kick;
+mod measure;
 mod thread;
 
 use std::sync::Arc;

@@ -6,12 +6,14 @@ use std::sync::mpsc::{self, Receiver, RecvError, Sender, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use api::metrics::VcpuMetrics;
 use devices::memory::GuestRam;
 use vm_memory::GuestAddressSpace;
 
 use super::exits::{self, Next};
 use super::failure::{Failure, Reason};
 use super::kick::{self, Kickable};
+use super::measure::{self, ExitCounters};
 use super::{Buses, End, Watch};
 use crate::kvm::vcpu::Vcpu;
 
@@ -21,10 +23,14 @@ enum Command {
     Resume,
     /// Stay out of the guest, with no instruction half done, and answer.
     Pause(Sender<()>),
+    /// Raise a non-maskable interrupt.
+    Nmi,
 }
 
 /// A vCPU on a thread of its own. The thread ends, outside of the guest, when this is dropped.
 pub struct VcpuThread {
+    index: u32,
+    exits: Arc<ExitCounters>,
     inbox: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -47,7 +53,10 @@ impl VcpuThread {
     ) -> io::Result<Self> {
         kick::install()?;
         let (inbox, commands) = mpsc::channel();
+        let index = vcpu.index();
+        let exits = Arc::<ExitCounters>::default();
         let runner = Runner {
+            exits: Arc::clone(&exits),
             vcpu,
             buses,
             memory,
@@ -56,9 +65,11 @@ impl VcpuThread {
             started,
         };
         let thread = thread::Builder::new()
-            .name(format!("vcpu{}", runner.vcpu.index()))
+            .name(format!("vcpu{index}"))
             .spawn(move || runner.serve())?;
         Ok(Self {
+            index,
+            exits,
             inbox: Some(inbox),
             thread: Some(thread),
         })
@@ -74,6 +85,24 @@ impl VcpuThread {
         let (answer, paused) = mpsc::channel();
         self.send(Command::Pause(answer));
         Pausing(paused)
+    }
+
+    /// Raises a non-maskable interrupt, which a paused vCPU gets when it runs on.
+    pub fn inject_nmi(&self) {
+        self.send(Command::Nmi);
+    }
+
+    /// What is measured of the vCPU.
+    pub fn measure(&self) -> VcpuMetrics {
+        VcpuMetrics {
+            index: self.index,
+            cpu_time: self
+                .thread
+                .as_ref()
+                .map(measure::cpu_time)
+                .unwrap_or_default(),
+            exits: self.exits.by_kind(),
+        }
     }
 
     fn send(&self, command: Command) {
@@ -107,6 +136,7 @@ impl Drop for VcpuThread {
 /// What the thread owns.
 struct Runner {
     vcpu: Vcpu,
+    exits: Arc<ExitCounters>,
     buses: Buses,
     memory: GuestRam,
     watch: Arc<dyn Watch>,
@@ -159,6 +189,11 @@ impl Runner {
                     state = State::Running;
                 }
                 (Command::Resume, State::Running | State::Ended) => {}
+                (Command::Nmi, _) => {
+                    if let Err(error) = self.vcpu.fd.nmi() {
+                        tracing::error!(vcpu = self.vcpu.index(), %error, "no non-maskable interrupt");
+                    }
+                }
                 (Command::Pause(answer), before) => {
                     if let State::Running = before {
                         state = State::Paused;
@@ -173,7 +208,7 @@ impl Runner {
     /// Runs the guest until the thread is kicked, or until the vCPU ends.
     fn run(&mut self) -> Option<End> {
         loop {
-            match exits::run(&mut self.vcpu.fd, &self.buses) {
+            match exits::run(&mut self.vcpu.fd, &self.buses, &self.exits) {
                 Next::Run => {}
                 Next::Interrupted => {
                     // Taken back before the inbox is looked at: a kick after that look sets it again.

@@ -1,6 +1,5 @@
 //! How a machine is built. [`build`] is the list; the modules below it hold its items.
 
-mod cpus;
 mod devices;
 mod error;
 mod payload;
@@ -9,23 +8,27 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use ::devices::memory::{GuestRam, Ram};
-use api::config::{MemoryConfig, VmConfig};
+use ::devices::memory::Ram;
+use ::devices::virtio::Notify;
+use api::config::{HotplugMethod, VmConfig};
 use arch::x86_64::acpi::{AcpiConfig, AcpiHotplug, AcpiTables};
+use arch::x86_64::layout::AddressRange;
 use arch::x86_64::{layout, reset_vector};
 
-use self::devices::VirtioSlots;
 pub use self::error::BuildError;
 use self::payload::Loading;
 use super::Paused;
+use super::attached::{AttachedDevices, Kind};
 use super::machine::Machine;
 use super::notices::Notices;
+use super::ram::{self, MEMORY_SLOTS, MachineMemory};
+use super::vcpus::{Surroundings, VcpuPlan, Vcpus};
 use crate::kvm::capabilities::Host;
 use crate::kvm::irq::Interrupts;
-use crate::kvm::memory::{self, Backing, HugePages};
+use crate::kvm::memory;
 use crate::kvm::notify::IoEvents;
 use crate::kvm::vm::Vm;
-use crate::vcpu::{Buses, VcpuThread, Watch};
+use crate::vcpu::{Buses, Watch};
 use crate::wire::Resources;
 
 /// Builds the machine of `config` from `resources`. It stands at the first instruction of its kernel.
@@ -40,13 +43,26 @@ pub fn build(
     notices: &Arc<Notices>,
     started: Instant,
 ) -> Result<Paused, BuildError> {
-    let ram_size = config.memory.size.bytes();
-    let ram = memory::allocate(&layout::ram_regions(ram_size), backing(&config.memory))?;
+    let (ram_size, room) = ram::plan(&config.memory);
+    let backing = ram::backing(&config.memory);
+    let ram = memory::allocate(&layout::ram_regions(ram_size), backing)?;
     // Reading the kernel takes as long as all the rest, which needs nothing of it.
     thread::scope(|scope| {
         let loading = Loading::start(scope, &resources.payload, &ram, ram_size)?;
-        assemble(host, config, resources, notices, started, &ram, loading)
+        let ground = Ground {
+            ram: &ram,
+            ram_size,
+            room,
+        };
+        assemble(host, config, resources, notices, started, &ground, loading)
     })
+}
+
+/// What a machine stands on: the memory that it boots with, and the addresses where more can be added.
+struct Ground<'a> {
+    ram: &'a Ram,
+    ram_size: u64,
+    room: AddressRange,
 }
 
 /// The list: everything but memory and what is loaded into it.
@@ -56,59 +72,88 @@ fn assemble(
     resources: &Resources,
     notices: &Arc<Notices>,
     started: Instant,
-    ram: &Ram,
+    ground: &Ground<'_>,
     loading: Loading<'_>,
 ) -> Result<Paused, BuildError> {
-    let ram_size = config.memory.size.bytes();
-    let topology = cpus::topology(host, &config.cpus)?;
+    let Ground {
+        ram,
+        ram_size,
+        room,
+    } = *ground;
+    let mut plan = VcpuPlan::new(host, &config.cpus)?;
 
     // The machine, its memory, and the interrupt controllers, which KVM wants before any vCPU.
     let vm = Vm::new(host.kvm())?;
     memory::register(&vm, ram)?;
-    let memory = GuestRam::new(ram.clone());
+    let backing = ram::backing(&config.memory);
+    let memory = MachineMemory::new(ram.clone(), ram_size, room, backing);
     let interrupts = Interrupts::new(&vm)?;
 
     // vCPUs.
-    let vcpus = cpus::create(&vm, host, &topology, config.cpus.boot_vcpus)?;
+    let vcpus = plan.create_first(&vm, config.cpus.boot_vcpus)?;
+    let acpi_cpus = plan.acpi_cpus(config.cpus.boot_vcpus);
 
     // Devices.
     let buses = Buses::default();
     devices::add_legacy(&buses, notices, config.pvpanic, started)?;
     let com1_gsi = devices::add_serial(&buses, &interrupts, resources.serial.as_deref())?;
     let events = devices::add_acpi(&buses, &interrupts, notices)?;
-    let (pci, bridge) = devices::add_pci(&buses, host, ram_size)?;
+    let (pci, bridge) = devices::add_pci(&buses, host, room.end())?;
+    let pci_slots = devices::add_pci_slots(&buses, &events, notices, &pci)?;
+    let cpu_slots = devices::add_cpu_slots(&buses, &events, notices, &config.cpus)?;
+    let watch: Arc<dyn Watch> = notices.clone();
+    let around = Surroundings {
+        buses: buses.clone(),
+        memory: memory.map.clone(),
+        watch,
+        started,
+    };
+    let notify: Arc<dyn Notify> = Arc::new(IoEvents::new(&vm));
     // From here on, whatever fails takes down what is there in the order that a machine has.
     let mut machine = Machine {
-        vcpus: Vec::new(),
+        vcpus: Vcpus::new(plan, around),
         pci,
+        attached: AttachedDevices::default(),
         serial: resources.serial.clone(),
         events,
+        pci_slots,
+        cpu_slots,
         buses,
+        interrupts,
+        notify,
         memory,
         vm,
     };
-    let mut slots = VirtioSlots {
-        notify: Arc::new(IoEvents::new(&machine.vm)),
-        pci: &mut machine.pci,
-        memory: &machine.memory,
-        interrupts: &interrupts,
-    };
     for disk in &resources.disks {
-        slots.add(disk.device())?;
+        let device = disk.device();
+        let kind = Kind::disk(&device);
+        machine.attach(disk.id(), device, kind)?;
     }
     for net in &resources.nets {
-        slots.add(net.device()?)?;
+        let device = net.device()?;
+        let kind = Kind::net(&device);
+        machine.attach(net.id(), device, kind)?;
     }
-    slots.add(resources.rng.device())?;
+    let rng = &resources.rng;
+    machine.attach(rng.id(), rng.device(), Kind::Fixed)?;
+    devices::add_memory_growth(&mut machine, &config.memory, notices)?;
 
     // What the guest finds in memory.
+    let memory_slots = match config.memory.hotplug_method {
+        HotplugMethod::Acpi if room.len > 0 => MEMORY_SLOTS,
+        _ => 0,
+    };
     let tables = AcpiTables::build(&AcpiConfig {
-        cpus: cpus::acpi_cpus(&topology, &config.cpus),
+        cpus: acpi_cpus,
         pci: Some(bridge),
         com1_gsi,
         pvpanic: config.pvpanic,
         cmos: false,
-        hotplug: AcpiHotplug::default(),
+        hotplug: AcpiHotplug {
+            pci_slots: true,
+            cpus: config.cpus.max_vcpus > 1,
+            memory_slots,
+        },
     })?;
     tables.write(ram)?;
     reset_vector::write(ram)?;
@@ -117,29 +162,6 @@ fn assemble(
     let entry = loaded.boot_data(ram, ram_size, cmdline, tables.rsdp_addr)?;
 
     // Where it begins.
-    if let Some(boot_vcpu) = vcpus.first() {
-        boot_vcpu.enter_at(&entry)?;
-    }
-    for vcpu in vcpus {
-        let buses = machine.buses.clone();
-        let watch: Arc<dyn Watch> = notices.clone();
-        let vcpu = VcpuThread::spawn(vcpu, buses, machine.memory.clone(), watch, started)
-            .map_err(BuildError::host("a thread for a vCPU"))?;
-        machine.vcpus.push(vcpu);
-    }
+    machine.vcpus.start(vcpus, &entry)?;
     Ok(Paused::new(machine))
-}
-
-fn backing(memory: &MemoryConfig) -> Backing {
-    let huge_pages = memory.hugepages.then(|| match memory.hugepage_size {
-        Some(size) => HugePages::Size(size.bytes()),
-        None => HugePages::Default,
-    });
-    Backing {
-        shared: memory.shared,
-        huge_pages,
-        prefault: memory.prefault,
-        mergeable: memory.mergeable,
-        transparent_huge_pages: memory.thp,
-    }
 }

@@ -4,27 +4,23 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
-use api::request::{ApiError, Reply, Request, Service};
+use api::request::{Answer, Answerer, Request, Service};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-type Answer = Result<Reply, ApiError>;
+/// Where the answer to a request goes.
+pub(super) struct ReplyTo(Option<Answerer>);
 
-/// A request, and where its answer goes.
-pub(super) struct Posted {
-    pub(super) request: Request,
-    answer: Option<Sender<Answer>>,
-}
-
-impl Posted {
+impl ReplyTo {
     pub(super) fn answer(self, answer: Answer) {
-        if let Some(waiting) = self.answer {
-            // Whoever asked may have gone.
-            let _ = waiting.send(answer);
+        if let Some(answerer) = self.0 {
+            answerer(answer);
         } else if let Err(error) = answer {
             tracing::warn!(%error, "request refused");
         }
     }
 }
+
+type Posted = (Request, ReplyTo);
 
 /// The owner's end: requests in their order, and an eventfd that is readable while there are any.
 pub struct Inbox {
@@ -81,25 +77,21 @@ impl Inbox {
 
 impl Mailbox {
     /// Posts `request` without waiting for its answer, which is logged if it is a refusal.
-    pub fn post(&self, request: Request) {
-        // A machine that has ended needs no more requests.
-        let _ = self.send(request, None);
+    pub fn send(&self, request: Request) {
+        self.push(request, None);
     }
 
-    fn send(&self, request: Request, answer: Option<Sender<Answer>>) -> Result<(), ApiError> {
-        self.posted
-            .send(Posted { request, answer })
-            .map_err(|_| ApiError::Gone)?;
-        // A full counter is readable all the same.
-        let _ = self.wake.write(1);
-        Ok(())
+    fn push(&self, request: Request, answerer: Option<Answerer>) {
+        // A process that ends takes no more requests: the answerer is dropped, which says so.
+        if self.posted.send((request, ReplyTo(answerer))).is_ok() {
+            // A full counter is readable all the same.
+            let _ = self.wake.write(1);
+        }
     }
 }
 
 impl Service for Mailbox {
-    fn call(&self, request: Request) -> Answer {
-        let (answer, answered) = mpsc::channel();
-        self.send(request, Some(answer))?;
-        answered.recv().unwrap_or(Err(ApiError::Gone))
+    fn post(&self, request: Request, answerer: Answerer) {
+        self.push(request, Some(answerer));
     }
 }

@@ -1,45 +1,53 @@
 //! The parts of a built machine.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use api::metrics::Metrics;
+use api::request::{Counters, DeviceNode};
 use devices::acpi::EventDevice;
-use devices::memory::GuestRam;
+use devices::acpi::hotplug::{CpuSlots, PciSlots};
 use devices::pci;
+use devices::virtio::Notify;
 
+use super::attached::AttachedDevices;
+use super::ram::MachineMemory;
+use super::vcpus::Vcpus;
+use crate::kvm::irq::Interrupts;
 use crate::kvm::vm::Vm;
-use crate::vcpu::{Buses, VcpuThread};
+use crate::vcpu::Buses;
 use crate::wire::serial::SerialHost;
 
 /// Everything that a machine consists of while it lives. Nothing is left of it when this is dropped: no thread, no
 /// descriptor, no memory.
 pub(super) struct Machine {
-    pub(super) vcpus: Vec<VcpuThread>,
+    pub(super) vcpus: Vcpus,
     pub(super) pci: pci::Root,
+    pub(super) attached: AttachedDevices,
     pub(super) serial: Option<Arc<SerialHost>>,
     pub(super) events: EventDevice,
+    pub(super) pci_slots: PciSlots,
+    pub(super) cpu_slots: CpuSlots,
     pub(super) buses: Buses,
-    pub(super) memory: GuestRam,
+    pub(super) interrupts: Arc<Interrupts>,
+    pub(super) notify: Arc<dyn Notify>,
+    pub(super) memory: MachineMemory,
     /// Held for as long as there is guest memory and a vCPU.
     pub(super) vm: Vm,
 }
 
 impl Machine {
     /// Returns when all vCPUs are out of the guest.
-    pub(super) fn pause_vcpus(&self) {
+    pub(super) fn pause_vcpus(&mut self) {
         // A vCPU may wait for a slow reader of the serial port.
         if let Some(serial) = &self.serial {
             serial.pause();
         }
-        let pausing: Vec<_> = self.vcpus.iter().map(VcpuThread::pause).collect();
-        for vcpu in pausing {
-            vcpu.wait();
-        }
+        self.vcpus.pause();
     }
 
-    pub(super) fn resume_vcpus(&self) {
-        for vcpu in &self.vcpus {
-            vcpu.resume();
-        }
+    pub(super) fn resume_vcpus(&mut self) {
+        self.vcpus.resume();
     }
 
     /// Returns when all devices have handed their queues back. vCPUs do not run.
@@ -52,6 +60,23 @@ impl Machine {
         if let Some(serial) = &self.serial {
             serial.resume();
         }
+    }
+
+    /// The devices on the PCI bus.
+    pub(super) fn device_tree(&self) -> BTreeMap<String, DeviceNode> {
+        self.attached.tree()
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        self.attached.counters()
+    }
+
+    /// Adds what this machine measures to `metrics`.
+    pub(super) fn measure(&self, metrics: &mut Metrics) {
+        metrics.vcpus = self.vcpus.measure();
+        metrics.memory.guest = self.memory.size();
+        metrics.disks = self.attached.disks();
+        metrics.nets = self.attached.nets();
     }
 }
 

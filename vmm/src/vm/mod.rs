@@ -5,20 +5,25 @@
 //! | [`build`] | the list of what a machine is made of, in the order it is put together |
 //! | [`Running`], [`Paused`] | a machine in either state, and the way from one to the other |
 //! | [`control`] | the loop that owns the machine from the first build to the end |
+//! | [`ram`] | guest memory, and how it grows |
 //! | [`notices`] | what its vCPUs and devices tell that loop |
 //! | [`signals`] | SIGTERM and SIGINT for that loop |
 //! | [`inbox`] | requests to that loop |
 
+mod attached;
 pub mod build;
 pub mod control;
+mod hotplug;
 pub mod inbox;
 mod machine;
 pub mod notices;
 mod paused;
+pub mod ram;
 mod running;
 pub mod signals;
+mod vcpus;
 
-pub use control::{Options, Outcome, RunError, run};
+pub use control::{Definition, Options, Outcome, RunError, run};
 pub use inbox::{Inbox, Mailbox};
 pub use paused::Paused;
 pub use running::Running;

@@ -23,8 +23,16 @@ impl Paused {
         Running::new(self.machine)
     }
 
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    pub(super) fn machine_mut(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
     /// The guest's memory.
     pub fn memory(&self) -> &GuestRam {
-        &self.machine.memory
+        &self.machine.memory.map
     }
 }

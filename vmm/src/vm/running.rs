@@ -26,9 +26,17 @@ impl Running {
         Paused::new(self.machine)
     }
 
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    pub(super) fn machine_mut(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
     /// The guest's memory.
     pub fn memory(&self) -> &GuestRam {
-        &self.machine.memory
+        &self.machine.memory.map
     }
 
     /// Presses the ACPI power button.
@@ -38,6 +46,11 @@ impl Running {
     /// The interrupt could not be raised.
     pub fn press_power_button(&self) -> io::Result<()> {
         self.machine.events.notify(Event::PowerButton)
+    }
+
+    /// Whether the guest has not looked at an event yet.
+    pub fn has_pending_events(&self) -> bool {
+        self.machine.events.is_pending()
     }
 
     /// Tells the guest again of events that it has not looked at: one that still boots may have missed them.

@@ -1,7 +1,9 @@
 //! Disks: opened once, shared by the block devices of one machine after the other.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,29 +11,63 @@ use std::sync::Arc;
 use api::config::DiskConfig;
 use devices::virtio::block::{self, Block, BlockSetup, Disk, FileDisk, ID_LEN};
 
+use super::descriptor;
+
 /// A disk that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The file cannot be opened.
-    #[error("--disk: cannot open path {} {}", path.display(), purpose(*readonly, source))]
+    #[error("--disk: cannot open {origin} {}", purpose(*readonly, source))]
     Open {
-        /// Path of the image as configured.
-        path: PathBuf,
+        /// Where it is.
+        origin: Origin,
         /// Whether it was to be opened for reading only.
         readonly: bool,
         /// What the host said.
         #[source]
         source: io::Error,
     },
+    /// A descriptor that does not allow what the disk is for.
+    #[error(
+        "--disk: {origin} is not open for {}",
+        if *readonly { "reading" } else { "reading and writing (readonly=on asks for reading only)" }
+    )]
+    Access {
+        /// Whose descriptor it is.
+        origin: Origin,
+        /// Whether it was to be open for reading only.
+        readonly: bool,
+    },
+    /// Neither a path nor a descriptor.
+    #[error("--disk: path is missing: expected the path of an image, or a descriptor by the API")]
+    Missing,
     /// The file is no disk.
-    #[error("--disk: path {} cannot be a disk", path.display())]
+    #[error("--disk: {origin} cannot be a disk")]
     Unusable {
-        /// Path of the image as configured.
-        path: PathBuf,
+        /// Where it is.
+        origin: Origin,
         /// What is wrong with it.
         #[source]
         source: block::DiskError,
     },
+}
+
+/// Where a disk comes from.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// Path of the image as configured.
+    Path(PathBuf),
+    /// Name of the device whose descriptor a client sent.
+    Descriptor(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "path {}", path.display()),
+            Self::Descriptor(id) => write!(f, "the descriptor of {id}"),
+        }
+    }
 }
 
 fn purpose(readonly: bool, error: &io::Error) -> &'static str {
@@ -48,23 +84,29 @@ fn purpose(readonly: bool, error: &io::Error) -> &'static str {
 /// An opened disk, and how the guest sees it.
 #[derive(Clone, Debug)]
 pub struct OpenDisk {
+    id: String,
     disk: Arc<dyn Disk>,
     setup: BlockSetup,
 }
 
 impl OpenDisk {
+    /// The device's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// A fresh block device for the disk.
     pub fn device(&self) -> Block {
         Block::new(Arc::clone(&self.disk), self.setup.clone())
     }
 }
 
-/// Opens the disk that `config` names.
+/// Opens the disk that `config` names, or takes the one descriptor that a client opened for it.
 ///
 /// # Errors
 ///
 /// [`DiskError`] names the flag, the path and the reason.
-pub fn open(config: &DiskConfig) -> Result<OpenDisk, DiskError> {
+pub fn open(config: &DiskConfig, descriptors: &[OwnedFd]) -> Result<OpenDisk, DiskError> {
     let DiskConfig {
         path,
         readonly,
@@ -73,21 +115,33 @@ pub fn open(config: &DiskConfig) -> Result<OpenDisk, DiskError> {
         id,
         ..
     } = config;
-    let unusable = |source| DiskError::Unusable {
-        path: path.clone(),
-        source,
-    };
-    let file = open_file(path, *readonly).map_err(|source| DiskError::Open {
-        path: path.clone(),
-        readonly: *readonly,
-        source,
-    })?;
-    let Some(file) = file else {
-        return Err(unusable(block::DiskError::Kind("pipe")));
-    };
-    let disk = FileDisk::new(file, *readonly).map_err(unusable)?;
+    let readonly = *readonly;
     let id = id.as_deref().unwrap_or("disk");
+    let (origin, file) = match (descriptors.first(), path) {
+        (Some(descriptor), _) => {
+            let origin = Origin::Descriptor(id.to_owned());
+            (origin, descriptor::copy(descriptor.as_fd()).map(Some))
+        }
+        (None, Some(path)) => (Origin::Path(path.clone()), open_file(path, readonly)),
+        (None, None) => return Err(DiskError::Missing),
+    };
+    let failed = |source| DiskError::Open {
+        origin: origin.clone(),
+        readonly,
+        source,
+    };
+    let unusable = |source| DiskError::Unusable {
+        origin: origin.clone(),
+        source,
+    };
+    let file = file.map_err(failed)?;
+    let file = file.ok_or_else(|| unusable(block::DiskError::Kind("pipe")))?;
+    if !descriptor::allows(&file, !readonly).map_err(failed)? {
+        return Err(DiskError::Access { origin, readonly });
+    }
+    let disk = FileDisk::new(file, readonly).map_err(unusable)?;
     Ok(OpenDisk {
+        id: id.to_owned(),
         disk: Arc::new(disk),
         setup: BlockSetup {
             name: format!("virtio-{id}"),
@@ -130,7 +184,7 @@ mod tests {
 
     fn config(path: &Path) -> DiskConfig {
         DiskConfig {
-            path: path.to_owned(),
+            path: Some(path.to_owned()),
             ..DiskConfig::default()
         }
     }
@@ -143,7 +197,7 @@ mod tests {
 
     /// The error and its causes, as the binary prints them.
     fn failure(config: &DiskConfig) -> String {
-        let error = open(config).unwrap_err();
+        let error = open(config, &[]).unwrap_err();
         let mut text = error.to_string();
         let mut cause = error.source();
         while let Some(error) = cause {
@@ -213,11 +267,11 @@ mod tests {
     fn capacity_and_read_only_reach_the_guest() {
         let file = image(1 << 20);
         for (readonly, feature) in [(false, 0), (true, 1 << 5)] {
-            let opened = open(&DiskConfig {
+            let config = DiskConfig {
                 readonly,
                 ..config(file.path())
-            })
-            .unwrap();
+            };
+            let opened = open(&config, &[]).unwrap();
             let device = opened.device();
             let mut capacity = [0; 8];
             device.read_config(0, &mut capacity);
@@ -229,7 +283,7 @@ mod tests {
     #[test]
     fn opened_disk_outlives_its_path_and_gives_devices_again() {
         let file = image(512);
-        let opened = open(&config(file.path())).unwrap();
+        let opened = open(&config(file.path()), &[]).unwrap();
         file.close().unwrap();
         drop(opened.device());
         assert_eq!(opened.device().name(), "virtio-disk");
@@ -237,7 +291,7 @@ mod tests {
 
     #[test]
     fn descriptor_is_not_passed_to_children() {
-        let opened = open(&config(image(512).path())).unwrap();
+        let opened = open(&config(image(512).path()), &[]).unwrap();
         let fd = opened.disk.descriptor().unwrap().as_raw_fd();
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
         let flags = info
@@ -246,6 +300,40 @@ mod tests {
             .map(|flags| i32::from_str_radix(flags.trim(), 8).unwrap())
             .unwrap();
         assert_eq!(flags & libc::O_CLOEXEC, libc::O_CLOEXEC);
+    }
+
+    #[test]
+    fn descriptor_takes_the_place_of_a_path_and_is_left_to_its_owner() {
+        let file = image(1 << 20);
+        let descriptors = [OwnedFd::from(file.reopen().unwrap())];
+        let config = DiskConfig {
+            id: Some("root".to_owned()),
+            ..DiskConfig::default()
+        };
+        for _ in 0..2 {
+            let opened = open(&config, &descriptors).unwrap();
+            assert_eq!((opened.id(), opened.disk.size()), ("root", 1 << 20));
+        }
+    }
+
+    #[test]
+    fn descriptor_that_cannot_be_written_is_refused_for_a_disk_that_can() {
+        let file = image(512);
+        let descriptors = [OwnedFd::from(File::open(file.path()).unwrap())];
+        let config = DiskConfig {
+            id: Some("root".to_owned()),
+            ..DiskConfig::default()
+        };
+        let error = open(&config, &descriptors).unwrap_err().to_string();
+        assert!(
+            error.contains("the descriptor of root is not open for reading and writing"),
+            "{error}"
+        );
+        let config = DiskConfig {
+            readonly: true,
+            ..config
+        };
+        open(&config, &descriptors).unwrap();
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Everything that the configuration names is opened once, before the machine is built, and stays open for its life: a
 //! reboot of the guest builds the next machine of the same resources, whatever has become of the paths.
 
+mod descriptor;
 pub mod disk;
 pub mod net;
 pub mod payload;
@@ -11,7 +12,8 @@ pub mod serial;
 
 use std::sync::Arc;
 
-use api::config::{ConfigError, VmConfig};
+use api::config::VmConfig;
+use api::request::Descriptors;
 
 use self::disk::{DiskError, OpenDisk};
 use self::net::{NetError, OpenNet};
@@ -48,6 +50,12 @@ impl Resources {
         Ok(())
     }
 
+    /// Closes what belongs to the device `id`.
+    pub fn remove(&mut self, id: &str) {
+        self.disks.retain(|disk| disk.id() != id);
+        self.nets.retain(|net| net.id() != id);
+    }
+
     /// A way to write out the guest's last words from a panic hook.
     pub fn flush_on_panic(&self) -> Option<impl Fn() + Send + Sync + 'static> {
         self.serial.as_ref().map(|serial| serial.flush_on_panic())
@@ -57,9 +65,6 @@ impl Resources {
 /// Something that could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// Something that cannot be built yet.
-    #[error(transparent)]
-    Unsupported(ConfigError),
     /// The kernel or the initramfs.
     #[error(transparent)]
     Payload(#[from] PayloadError),
@@ -81,59 +86,32 @@ impl WireError {
     /// Whether the configuration is at fault, and not the host or the VMM.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Unsupported(_) | Self::Payload(_) | Self::Disk(_) | Self::Rng(_) => true,
+            Self::Payload(_) | Self::Disk(_) | Self::Rng(_) => true,
             Self::Net(error) => error.is_configuration(),
             Self::Serial(error) => error.is_bad_configuration(),
         }
     }
 }
 
-/// Opens everything that `config` names.
+/// Opens everything that `config` names. What a client has opened already is in `descriptors`, by the names of the
+/// devices; copies of those are used, so that the machine can be opened again.
 ///
 /// # Errors
 ///
 /// [`WireError`] for the first thing that cannot be opened; what was opened before is closed.
-pub fn open(config: &VmConfig) -> Result<Resources, WireError> {
-    refuse_memory_hotplug(config)?;
+pub fn open(config: &VmConfig, descriptors: &Descriptors) -> Result<Resources, WireError> {
+    let of = |id: &Option<String>| descriptors.get(id.as_deref().unwrap_or_default());
+    let disks = config.disks.iter();
+    let nets = config.net.iter();
     Ok(Resources {
-        payload: payload::open(&config.payload)?,
-        disks: config
-            .disks
-            .iter()
-            .map(disk::open)
+        payload: payload::open(&config.payload, descriptors)?,
+        disks: disks
+            .map(|disk| disk::open(disk, of(&disk.id)))
             .collect::<Result<_, _>>()?,
-        nets: config.net.iter().map(net::open).collect::<Result<_, _>>()?,
+        nets: nets
+            .map(|net| net::open(net, of(&net.id)))
+            .collect::<Result<_, _>>()?,
         rng: rng::open(&config.rng)?,
         serial: SerialHost::open(&config.serial)?.map(Arc::new),
     })
-}
-
-/// No machine has a device that adds memory.
-fn refuse_memory_hotplug(config: &VmConfig) -> Result<(), WireError> {
-    match config.memory.hotplug_size {
-        None => Ok(()),
-        Some(size) => Err(WireError::Unsupported(ConfigError::Unsupported {
-            field: "memory.hotplug_size".to_owned(),
-            value: size.to_string(),
-            default: "none".to_owned(),
-        })),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_hotplug_is_refused_by_name() {
-        let config = VmConfig {
-            memory: "size=1G,hotplug_size=2G".parse().unwrap(),
-            ..VmConfig::default()
-        };
-        let error = open(&config).err().unwrap();
-        assert!(error.is_configuration());
-        let message = error.to_string();
-        assert!(message.starts_with("memory.hotplug_size"), "{message}");
-        assert!(message.contains("2G was given"), "{message}");
-    }
 }

@@ -15,7 +15,7 @@ mod tun;
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use api::config::{MacAddr, NetConfig};
 use devices::virtio::net::{Net, NetError as DeviceError, NetOptions, Offloads, Tap, TapError};
@@ -140,6 +140,11 @@ pub struct OpenNet {
 }
 
 impl OpenNet {
+    /// The device's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// A fresh network device on the tap. The one before is dropped first: two would take packets from each other.
     ///
     /// # Errors
@@ -164,16 +169,18 @@ impl OpenNet {
     }
 }
 
-/// Opens the tap that `config` names, and sets up the host's side of it.
+/// Opens the tap that `config` names, and sets up the host's side of it; or takes the one descriptor that a client opened
+/// for it.
 ///
 /// # Errors
 ///
 /// [`NetError`] names the flag, the field and the value, and tells what to do.
-pub fn open(config: &NetConfig) -> Result<OpenNet, NetError> {
+pub fn open(config: &NetConfig, descriptors: &[OwnedFd]) -> Result<OpenNet, NetError> {
     let fd = config.fds.as_deref().and_then(<[RawFd]>::first);
-    let (tap, mtu) = match fd {
-        Some(fd) => (open_descriptor(*fd)?, config.mtu),
-        None => {
+    let (tap, mtu) = match (descriptors.first(), fd) {
+        (Some(descriptor), _) => (copy_descriptor(descriptor.as_fd())?, config.mtu),
+        (None, Some(fd)) => (open_descriptor(*fd)?, config.mtu),
+        (None, None) => {
             let (tap, mtu) = open_interface(config)?;
             (tap, Some(mtu))
         }
@@ -220,6 +227,14 @@ fn open_descriptor(fd: RawFd) -> Result<Tap, NetError> {
     // SAFETY: the descriptor was just made, and belongs to nobody else.
     #[allow(unsafe_code)]
     let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+    Tap::new(copy).map_err(|source| NetError::Descriptor { fd, source })
+}
+
+fn copy_descriptor(descriptor: BorrowedFd<'_>) -> Result<Tap, NetError> {
+    let fd = descriptor.as_raw_fd();
+    let copy = descriptor
+        .try_clone_to_owned()
+        .map_err(host("duplicate the descriptor of a tap"))?;
     Tap::new(copy).map_err(|source| NetError::Descriptor { fd, source })
 }
 
@@ -351,7 +366,6 @@ fn random_mac() -> io::Result<MacAddr> {
 mod tests {
     use std::error::Error;
     use std::fs::File;
-    use std::os::fd::AsRawFd;
 
     use super::*;
 
@@ -371,7 +385,7 @@ mod tests {
             fds: Some(vec![987_654]),
             ..NetConfig::default()
         };
-        let error = open(&config).unwrap_err();
+        let error = open(&config, &[]).unwrap_err();
         assert!(error.is_configuration());
         assert_eq!(
             error.to_string(),
@@ -386,7 +400,7 @@ mod tests {
             fds: Some(vec![file.as_raw_fd()]),
             ..NetConfig::default()
         };
-        let error = open(&config).unwrap_err();
+        let error = open(&config, &[]).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("--net: fd={} cannot be a network", file.as_raw_fd())
@@ -403,7 +417,7 @@ mod tests {
             tap: Some("lo".to_owned()),
             ..NetConfig::default()
         };
-        let error = open(&config).unwrap_err();
+        let error = open(&config, &[]).unwrap_err();
         assert!(error.is_configuration());
         assert_eq!(
             error.to_string(),

@@ -2,10 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use api::config::PayloadConfig;
+use api::request::{Descriptors, INITRAMFS, KERNEL};
+
+use super::descriptor;
 
 /// A payload file that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -61,27 +65,55 @@ pub struct Payload {
 /// # Errors
 ///
 /// [`PayloadError`] names the field and the path.
-pub fn open(config: &PayloadConfig) -> Result<Payload, PayloadError> {
-    let kernel = config.kernel.as_ref().ok_or(PayloadError::NoKernel)?;
-    let initramfs = config.initramfs.as_ref();
+pub fn open(config: &PayloadConfig, descriptors: &Descriptors) -> Result<Payload, PayloadError> {
+    let PayloadConfig {
+        kernel,
+        initramfs,
+        cmdline,
+        ..
+    } = config;
+    let kernel = opened("--kernel", kernel.as_deref(), descriptors.get(KERNEL))?;
+    let initramfs = initramfs.as_deref();
     Ok(Payload {
-        kernel: open_file("--kernel", kernel)?,
-        initramfs: initramfs
-            .map(|path| open_file("--initramfs", path))
-            .transpose()?,
-        cmdline: config.cmdline.clone().unwrap_or_default(),
+        kernel: kernel.ok_or(PayloadError::NoKernel)?,
+        initramfs: opened("--initramfs", initramfs, descriptors.get(INITRAMFS))?,
+        cmdline: cmdline.clone().unwrap_or_default(),
     })
 }
 
-fn open_file(field: &'static str, path: &Path) -> Result<Opened, PayloadError> {
-    // Without O_NONBLOCK, the open of a pipe would wait for its writer.
-    let opened = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .and_then(|file| Ok((file.metadata()?.is_file(), file)));
+/// The file that a client opened, or the one at `path`; none without either.
+fn opened(
+    field: &'static str,
+    path: Option<&Path>,
+    descriptors: &[OwnedFd],
+) -> Result<Option<Opened>, PayloadError> {
+    let file = match (descriptors.first(), path) {
+        (Some(descriptor), _) => descriptor::copy(descriptor.as_fd()),
+        // Without O_NONBLOCK, the open of a pipe would wait for its writer.
+        (None, Some(path)) => File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path),
+        (None, None) => return Ok(None),
+    };
+    let path = path.unwrap_or(Path::new("(a descriptor)"));
+    checked(field, path, file).map(Some)
+}
+
+/// `file` as it was opened for `path`, if it can be a payload.
+fn checked(
+    field: &'static str,
+    path: &Path,
+    file: io::Result<File>,
+) -> Result<Opened, PayloadError> {
+    let checked = file.and_then(|file| {
+        if !descriptor::allows(&file, false)? {
+            return Err(io::Error::other("the descriptor is not open for reading"));
+        }
+        Ok((file.metadata()?.is_file(), file))
+    });
     let path = path.to_owned();
-    match opened {
+    match checked {
         Ok((true, file)) => Ok(Opened { file, path }),
         Ok((false, _)) => Err(PayloadError::NotAFile { field, path }),
         Err(source) => Err(PayloadError::Open {
@@ -105,14 +137,18 @@ mod tests {
 
     #[test]
     fn missing_kernel_is_named_with_its_flag() {
-        let error = open(&kernel_at(Path::new("/nowhere/vmlinux"))).unwrap_err();
+        let error = open(
+            &kernel_at(Path::new("/nowhere/vmlinux")),
+            &Descriptors::none(),
+        )
+        .unwrap_err();
         assert_eq!(error.to_string(), "--kernel: cannot open /nowhere/vmlinux");
     }
 
     #[test]
     fn directory_is_no_kernel() {
         let folder = tempfile::tempdir().unwrap();
-        let error = open(&kernel_at(folder.path())).unwrap_err();
+        let error = open(&kernel_at(folder.path()), &Descriptors::none()).unwrap_err();
         assert!(matches!(error, PayloadError::NotAFile { .. }), "{error}");
     }
 
@@ -125,7 +161,7 @@ mod tests {
         #[expect(unsafe_code)]
         let made = unsafe { libc::mkfifo(name.as_ptr(), 0o600) };
         assert_eq!(made, 0);
-        let error = open(&kernel_at(&path)).unwrap_err();
+        let error = open(&kernel_at(&path), &Descriptors::none()).unwrap_err();
         assert!(matches!(error, PayloadError::NotAFile { .. }), "{error}");
     }
 }

@@ -37,14 +37,19 @@ pub enum RngError {
 /// An opened source of entropy.
 #[derive(Clone, Debug)]
 pub struct OpenRng {
-    name: String,
+    id: String,
     source: Arc<File>,
 }
 
 impl OpenRng {
+    /// The device's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// A fresh entropy device.
     pub fn device(&self) -> Rng {
-        Rng::new(self.name.clone(), Arc::clone(&self.source))
+        Rng::new(format!("virtio-{}", self.id), Arc::clone(&self.source))
     }
 }
 
@@ -76,7 +81,7 @@ pub fn open(config: &RngConfig) -> Result<OpenRng, RngError> {
         });
     }
     Ok(OpenRng {
-        name: format!("virtio-{}", config.id.as_deref().unwrap_or("rng")),
+        id: config.id.as_deref().unwrap_or("rng").to_owned(),
         source: Arc::new(file),
     })
 }

@@ -8,12 +8,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use api::config::{ConsoleOutputMode, SerialConfig, VmConfig};
+use api::event::{Event, Events};
+use api::request::{Descriptors, Request};
 use devices::memory::GuestRam;
 use tempfile::TempDir;
+use tokio::sync::broadcast::Receiver as Receiving;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm::kvm::capabilities::Host;
 use vmm::vm::notices::Notices;
-use vmm::vm::{Inbox, Mailbox, Options, Outcome, Paused, RunError, build};
+use vmm::vm::{Definition, Inbox, Mailbox, Options, Outcome, Paused, RunError, build};
 use vmm::wire::{self, Resources};
 
 use crate::code::Code;
@@ -44,6 +47,7 @@ impl Setup {
             config,
             options: Options {
                 no_reboot: true,
+                no_shutdown: false,
                 shutdown_timeout: PATIENCE,
                 started: Instant::now(),
             },
@@ -69,21 +73,43 @@ impl Setup {
         fs::read_to_string(self.path("serial")).unwrap()
     }
 
+    /// The machine, as a client asks for it.
+    pub(crate) fn create(&self) -> Request {
+        Request::Create {
+            config: Box::new(self.config.clone()),
+            descriptors: Descriptors::none(),
+        }
+    }
+
     /// Starts the machine on a thread of its own.
     pub(crate) fn start(&self) -> Run {
+        self.serve(Some(Definition {
+            config: Box::new(self.config.clone()),
+            descriptors: Descriptors::none(),
+        }))
+    }
+
+    /// Starts a VMM on a thread of its own, without a machine unless there is a `first`.
+    pub(crate) fn serve(&self, first: Option<Definition>) -> Run {
         let inbox = Inbox::new().unwrap();
         let mailbox = inbox.mailbox();
         let (sender, end) = mpsc::channel();
-        let (config, options) = (self.config.clone(), self.options);
+        let options = self.options;
+        let events = Events::new(options.started);
+        let happened = events.subscribe();
         thread::spawn(move || {
-            let end = vmm::vm::run(config, options, inbox);
+            let end = vmm::vm::run(first, options, inbox, events);
             if let Err(error) = &end {
                 eprintln!("the machine ended: {error}");
             }
             // The test may have given up waiting.
             let _ = sender.send(end);
         });
-        Run { mailbox, end }
+        Run {
+            mailbox,
+            happened,
+            end,
+        }
     }
 
     /// Runs the machine to its end.
@@ -95,10 +121,19 @@ impl Setup {
 /// A machine on its way.
 pub(crate) struct Run {
     pub(crate) mailbox: Mailbox,
+    happened: Receiving<Arc<Event>>,
     end: Receiver<Result<Outcome, RunError>>,
 }
 
 impl Run {
+    /// The names of the events since the last call, as in `vm booted`.
+    pub(crate) fn events(&mut self) -> Vec<String> {
+        let next = || self.happened.try_recv().ok();
+        std::iter::from_fn(next)
+            .map(|event| format!("{} {}", event.source, event.event))
+            .collect()
+    }
+
     /// How the machine ends.
     pub(crate) fn wait(self) -> Result<Outcome, RunError> {
         self.end
@@ -117,7 +152,7 @@ pub(crate) struct Built {
 impl Built {
     pub(crate) fn new(setup: &Setup) -> Self {
         let host = Host::open().unwrap();
-        let resources = wire::open(&setup.config).unwrap();
+        let resources = wire::open(&setup.config, &Descriptors::none()).unwrap();
         resources.start(Box::new(|_| {})).unwrap();
         let notices = Arc::new(Notices::new().unwrap());
         let paused =

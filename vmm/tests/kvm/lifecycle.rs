@@ -55,7 +55,7 @@ fn reset_by_i8042_starts_the_guest_again() {
         std::fs::read_to_string(setup.path("serial"))
             .is_ok_and(|text| text.matches("start").count() >= 3)
     });
-    assert_eq!(run.mailbox.call(Request::Shutdown), Ok(Reply::Done));
+    assert_eq!(run.mailbox.call(Request::ShutdownVmm), Ok(Reply::Done));
     assert_eq!(run.wait().unwrap(), Outcome::Stopped);
 }
 
@@ -74,7 +74,7 @@ fn memory_is_zero_after_a_reset() {
     eventually("the third start", || {
         std::fs::read(setup.path("serial")).is_ok_and(|bytes| bytes.len() >= 3)
     });
-    run.mailbox.call(Request::Shutdown).unwrap();
+    run.mailbox.call(Request::ShutdownVmm).unwrap();
     run.wait().unwrap();
     let bytes = std::fs::read(setup.path("serial")).unwrap();
     assert!(bytes.iter().all(|byte| *byte == 1), "{bytes:?}");
@@ -114,31 +114,32 @@ fn vcpu_that_cannot_go_on_ends_the_machine_with_rip_in_the_message() {
 fn requests_that_do_not_fit_the_state_are_refused() {
     let setup = Setup::new(Code::new().stop());
     let run = setup.start();
-    let wrong = |verb: &str, state| {
+    let wrong = |verb, state, expected| {
         Err(ApiError::WrongState {
-            verb: verb.to_owned(),
+            verb,
             state,
+            expected,
         })
     };
     assert_eq!(
         run.mailbox.call(Request::Resume),
-        wrong("vm.resume", VmState::Running)
+        wrong("vm.resume", VmState::Running, "a paused VM")
     );
     assert_eq!(run.mailbox.call(Request::Pause), Ok(Reply::Done));
     assert_eq!(
         run.mailbox.call(Request::Pause),
-        wrong("vm.pause", VmState::Paused)
+        wrong("vm.pause", VmState::Paused, "a running VM")
     );
     assert_eq!(
         run.mailbox.call(Request::PowerButton),
-        wrong("vm.power-button", VmState::Paused)
+        wrong("vm.power-button", VmState::Paused, "a running VM")
     );
     let Ok(Reply::Info(info)) = run.mailbox.call(Request::Info) else {
         panic!("vm.info is answered in every state");
     };
     assert_eq!(info.state, VmState::Paused);
     assert_eq!(run.mailbox.call(Request::Resume), Ok(Reply::Done));
-    assert_eq!(run.mailbox.call(Request::Shutdown), Ok(Reply::Done));
+    assert_eq!(run.mailbox.call(Request::ShutdownVmm), Ok(Reply::Done));
     let mailbox = run.mailbox.clone();
     assert_eq!(run.wait().unwrap(), Outcome::Stopped);
     assert_eq!(mailbox.call(Request::Info), Err(ApiError::Gone));
@@ -157,7 +158,7 @@ fn request_for_a_reboot_starts_a_guest_that_does_not_want_it() {
     starts(1);
     assert_eq!(run.mailbox.call(Request::Reboot), Ok(Reply::Done));
     starts(2);
-    run.mailbox.call(Request::Shutdown).unwrap();
+    run.mailbox.call(Request::ShutdownVmm).unwrap();
     assert_eq!(run.wait().unwrap(), Outcome::Stopped);
 }
 
@@ -193,6 +194,6 @@ fn shutdown_timeout_is_for_signals_only() {
         run.mailbox.call(Request::Info),
         Ok(Reply::Info(_))
     ));
-    run.mailbox.call(Request::Shutdown).unwrap();
+    run.mailbox.call(Request::ShutdownVmm).unwrap();
     assert_eq!(run.wait().unwrap(), Outcome::Stopped);
 }

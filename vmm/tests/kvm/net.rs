@@ -58,7 +58,7 @@ fn with_address(value: &str) -> NetConfig {
 
 /// The error and its causes, as the binary prints them.
 fn failure(config: &NetConfig) -> String {
-    let error = net::open(config).unwrap_err();
+    let error = net::open(config, &[]).unwrap_err();
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -249,8 +249,8 @@ fn frame(port: u16, payload: &[u8]) -> Vec<u8> {
 #[test]
 fn new_tap_is_named_by_the_kernel_and_goes_with_its_owner() {
     in_namespace(|| {
-        let first = net::open(&config("mtu=1400")).unwrap();
-        let second = net::open(&config("mac=52:54:00:12:34:56")).unwrap();
+        let first = net::open(&config("mtu=1400"), &[]).unwrap();
+        let second = net::open(&config("mac=52:54:00:12:34:56"), &[]).unwrap();
         assert_eq!(first.interface(), "vmtap0");
         assert_eq!(second.interface(), "vmtap1");
         assert_eq!(second.mac(), MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
@@ -269,7 +269,7 @@ fn new_tap_is_named_by_the_kernel_and_goes_with_its_owner() {
 #[test]
 fn devices_of_one_tap_one_after_the_other_have_the_same_address() {
     in_namespace(|| {
-        let open = net::open(&config("tap=again")).unwrap();
+        let open = net::open(&config("tap=again"), &[]).unwrap();
         let mac = |net: &Net<Tap>| {
             let mut mac = [0; 6];
             net.read_config(0, &mut mac);
@@ -288,12 +288,12 @@ fn existing_tap_is_used_and_left_where_it_was() {
     in_namespace(|| {
         keep(&foreign("mine", libc::IFF_TAP | libc::IFF_NO_PI));
         let index = interface("mine").unwrap().0;
-        let open = net::open(&with_address("tap=mine")).unwrap();
+        let open = net::open(&with_address("tap=mine"), &[]).unwrap();
         assert_eq!(interface("mine").unwrap().0, index);
         drop(open);
         assert_eq!(interface("mine"), Some((index, 1500, true)));
         // The address is there already, and that is no error.
-        net::open(&with_address("tap=mine")).unwrap();
+        net::open(&with_address("tap=mine"), &[]).unwrap();
     });
 }
 
@@ -354,7 +354,7 @@ fn descriptor_of_a_tap_is_used() {
             "given",
             libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR,
         );
-        let open = net::open(&config(&format!("fd={}", file.as_raw_fd()))).unwrap();
+        let open = net::open(&config(&format!("fd={}", file.as_raw_fd())), &[]).unwrap();
         drop(file);
         assert_eq!(open.interface(), "given");
         set_up("given", true);
@@ -395,7 +395,7 @@ fn descriptor_of_a_tap_with_wrong_flags_is_refused() {
 #[test]
 fn packets_go_both_ways() {
     in_namespace(|| {
-        let open = net::open(&with_address("tap=cable")).unwrap();
+        let open = net::open(&with_address("tap=cable"), &[]).unwrap();
         let host = UdpSocket::bind((HOST, 5000)).unwrap();
         host.set_broadcast(true).unwrap();
         host.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -421,7 +421,7 @@ fn packets_go_both_ways() {
 #[test]
 fn link_follows_the_interface_down_and_up() {
     in_namespace(|| {
-        let open = net::open(&with_address("tap=cable")).unwrap();
+        let open = net::open(&with_address("tap=cable"), &[]).unwrap();
         let mut guest = Guest::new(&open);
         set_up("cable", false);
         guest.send(&frame(5000, b"lost"));
@@ -434,7 +434,7 @@ fn link_follows_the_interface_down_and_up() {
 #[test]
 fn link_of_a_deleted_interface_goes_down_and_the_device_goes_on() {
     in_namespace(|| {
-        let open = net::open(&with_address("tap=cable")).unwrap();
+        let open = net::open(&with_address("tap=cable"), &[]).unwrap();
         let mut guest = Guest::new(&open);
         guest.rx.push(&[writable(0x10_0000, 4096)]);
         guest.rx.kick();
@@ -472,7 +472,7 @@ fn drop_net_admin() {
 fn without_privileges_the_command_that_makes_a_tap_is_told() {
     in_namespace(|| {
         drop_net_admin();
-        let error = net::open(&config("tap=tap7")).unwrap_err();
+        let error = net::open(&config("tap=tap7"), &[]).unwrap_err();
         assert!(error.is_configuration());
         let text = failure(&config("tap=tap7"));
         let start = "--net: not permitted to use or make interface tap=tap7; have CAP_NET_ADMIN, or have root make a tap";
@@ -488,10 +488,10 @@ fn without_privileges_the_command_that_makes_a_tap_is_told() {
 fn tap_made_beforehand_is_used_without_privileges() {
     in_namespace(|| {
         keep(&foreign("mine", libc::IFF_TAP | libc::IFF_NO_PI));
-        let prepared = net::open(&with_address("tap=mine,mtu=1400")).unwrap();
+        let prepared = net::open(&with_address("tap=mine,mtu=1400"), &[]).unwrap();
         drop(prepared);
         drop_net_admin();
-        let open = net::open(&with_address("tap=mine,mtu=1400")).unwrap();
+        let open = net::open(&with_address("tap=mine,mtu=1400"), &[]).unwrap();
         drop(Guest::new(&open));
         drop(open);
         let text = failure(&with_address("tap=mine,mtu=1300"));

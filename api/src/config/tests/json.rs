@@ -79,6 +79,26 @@ fn errors_name_the_path_of_the_field() {
 }
 
 #[test]
+fn lists_are_not_read_as_structs() {
+    let refusal =
+        |fields: &str| json_refusal(&format!(r#"{{"payload": {{"kernel": "/k"}}, {fields}}}"#));
+    insta::assert_snapshot!(json_refusal("[]"),
+        @"the document: invalid type: sequence, expected struct VmConfig at line 1 column 0");
+    insta::assert_snapshot!(refusal(r#""cpus": [2, 4]"#),
+        @"cpus: invalid type: sequence, expected struct CpusConfig at line 1 column 38");
+    for field in [
+        r#""disks": [["/a"]]"#,
+        r#""memory": []"#,
+        r#""platform": []"#,
+        r#""cpus": {"topology": [1, 1, 1, 1]}"#,
+        r#""net": [{"rate_limiter_config": []}]"#,
+    ] {
+        let text = refusal(field);
+        assert!(text.contains("invalid type: sequence"), "{text}");
+    }
+}
+
+#[test]
 fn sections_known_to_cloud_hypervisor_are_refused_by_name() {
     let kernel = r#""payload": {"kernel": "/k"}"#;
     insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "fs": [{{"tag": "t"}}]}}"#)),

@@ -78,7 +78,7 @@ prop_compose! {
         serial in proptest::option::of("[ -~]{1,20}"),
     ) -> (String, DiskConfig) {
         let config = DiskConfig {
-            path: path.trim_end().into(),
+            path: Some(path.trim_end().into()),
             readonly,
             queue_size: 1 << queue_bits,
             serial: serial.map(|serial| serial.trim().to_owned()).filter(|serial| !serial.is_empty()),

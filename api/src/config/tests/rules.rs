@@ -186,7 +186,7 @@ fn serial_numbers_fit_the_get_id_request() {
 #[test]
 fn device_names_are_unique() {
     let disk = |id: &str| DiskConfig {
-        path: "/a".into(),
+        path: Some("/a".into()),
         id: Some(id.to_owned()),
         ..DiskConfig::default()
     };
@@ -254,4 +254,39 @@ fn long_command_lines_are_refused() {
     config.payload.cmdline = Some("x".repeat(2048));
     insta::assert_snapshot!(config.validate().unwrap_err(),
         @"bad value of 2048 bytes for payload.cmdline: expected at most 2047 bytes");
+}
+
+#[test]
+fn descriptors_stand_for_paths() {
+    let mut config = VmConfig {
+        disks: vec![DiskConfig::default()],
+        net: vec![NetConfig::default()],
+        ..VmConfig::default()
+    };
+    config.assign_ids();
+    let passed = |names: &'static [&'static str]| {
+        config.validate_with(&|id| names.iter().filter(|name| **name == id).count())
+    };
+    passed(&["kernel", "initramfs", "_disk0", "_net1"]).unwrap();
+    passed(&["kernel", "_disk0"]).unwrap();
+    insta::assert_snapshot!(passed(&["_disk0"]).unwrap_err(),
+        @"payload.kernel is missing: expected the path of a kernel (an ELF file or a bzImage), --kernel on the command line");
+    insta::assert_snapshot!(passed(&["kernel"]).unwrap_err(),
+        @"disks[0].path is missing: expected the path of a raw image file or a block device");
+    insta::assert_snapshot!(passed(&["kernel", "_disk0", "_disk0"]).unwrap_err(),
+        @"bad value of 2 descriptors for disks[0].fds: expected one descriptor");
+}
+
+#[test]
+fn device_without_a_name_is_asked_for_by_an_empty_one() {
+    let disk = DiskConfig::default();
+    disk.validate_with(&|id| usize::from(id.is_empty()))
+        .unwrap();
+    let net: NetConfig = "tap=t".parse().unwrap();
+    net.validate_with(&|_| 0).unwrap();
+    insta::assert_snapshot!(net.validate_with(&|id| usize::from(id.is_empty())).unwrap_err(),
+        @r#"bad value "t" for tap: expected either a tap's name or its descriptor, not both"#);
+    let net: NetConfig = "fd=7".parse().unwrap();
+    insta::assert_snapshot!(net.validate_with(&|_| 1).unwrap_err(),
+        @"bad value of 1 descriptors for fds: expected descriptors that are passed or numbers of open ones, not both");
 }

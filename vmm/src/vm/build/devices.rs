@@ -3,22 +3,24 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use api::config::{CpusConfig, HotplugMethod, MemoryConfig};
 use arch::x86_64::acpi::AcpiPci;
 use arch::x86_64::{cpuid, layout};
+use devices::acpi::hotplug::{CpuSlots, MemorySlots, PciSlots};
 use devices::acpi::{EventDevice, POWER_REGISTERS_LEN, Power};
 use devices::bus::{BusDevice, BusError, SharedDevice};
 use devices::legacy::{BootMark, DebugPort, I8042, PvPanic};
-use devices::memory::GuestRam;
 use devices::pci;
 use devices::platform::Platform;
-use devices::virtio::transport::pci::VirtioPci;
-use devices::virtio::{Notify, VirtioDevice};
 
 use super::BuildError;
 use crate::kvm::capabilities::Host;
 use crate::kvm::irq::Interrupts;
 use crate::vcpu::Buses;
+use crate::vm::attached::Kind;
+use crate::vm::machine::Machine;
 use crate::vm::notices::Notices;
+use crate::vm::ram::{self, Growth, MEMORY_SLOTS};
 use crate::wire::serial::SerialHost;
 
 /// Widest guest physical address that a machine uses, however wide the host's are.
@@ -99,15 +101,16 @@ pub(super) fn add_acpi(
     Ok(events)
 }
 
-/// Adds an empty PCI bus, and tells where it is found.
+/// Adds an empty PCI bus, whose upper window begins after `memory_end`, the first address after all memory that there can
+/// be, and tells where it is found.
 pub(super) fn add_pci(
     buses: &Buses,
     host: &Host,
-    ram_size: u64,
+    memory_end: u64,
 ) -> Result<(pci::Root, AcpiPci), BuildError> {
     let phys_bits = cpuid::physical_address_bits(host.cpuid()).min(MAX_PHYS_BITS);
     let low = layout::PCI_MMIO32;
-    let high = layout::pci_mmio64(layout::ram_end(ram_size), phys_bits)?;
+    let high = layout::pci_mmio64(memory_end, phys_bits)?;
     let windows = pci::Windows {
         low: low.start..low.end(),
         high: high.start..high.end(),
@@ -129,31 +132,66 @@ pub(super) fn add_pci(
     Ok((root, bridge))
 }
 
-/// Puts virtio devices on the PCI bus, each in the next free slot.
-pub(super) struct VirtioSlots<'a> {
-    pub(super) pci: &'a mut pci::Root,
-    pub(super) memory: &'a GuestRam,
-    pub(super) interrupts: &'a Arc<Interrupts>,
-    pub(super) notify: Arc<dyn Notify>,
+/// Adds the registers by which functions on the PCI bus come and go. All that are on the bus from the start are told of
+/// by [`Machine::attach`].
+pub(super) fn add_pci_slots(
+    buses: &Buses,
+    events: &EventDevice,
+    notices: &Arc<Notices>,
+    pci: &pci::Root,
+) -> Result<PciSlots, BusError> {
+    let slots = PciSlots::new(events.clone(), notices.clone(), pci.gate());
+    let page = layout::ACPI_PCI_HOTPLUG;
+    buses
+        .mmio
+        .insert(page.start, page.len, shared(slots.clone()))?;
+    Ok(slots)
 }
 
-impl VirtioSlots<'_> {
-    pub(super) fn add(&mut self, device: impl VirtioDevice + 'static) -> Result<(), BuildError> {
-        let vectors = self
-            .interrupts
-            .vectors(VirtioPci::vector_count(&device))
-            .map_err(BuildError::host("MSI-X vectors for a virtio device"))?;
-        let name = device.name().to_owned();
-        let function = VirtioPci::new(
-            Box::new(device),
-            self.memory.clone(),
-            vectors,
-            self.notify.clone(),
-        )?;
-        let slot = self.pci.add(Arc::new(Mutex::new(function)))?;
-        tracing::debug!(name, slot, "virtio device added");
-        Ok(())
+/// Adds the registers by which vCPUs come and go.
+pub(super) fn add_cpu_slots(
+    buses: &Buses,
+    events: &EventDevice,
+    notices: &Arc<Notices>,
+    cpus: &CpusConfig,
+) -> Result<CpuSlots, BusError> {
+    let (boot, max) = (cpus.boot_vcpus, cpus.max_vcpus);
+    let slots = CpuSlots::new(boot, max, events.clone(), notices.clone());
+    let page = layout::ACPI_CPU_HOTPLUG;
+    buses
+        .mmio
+        .insert(page.start, page.len, shared(slots.clone()))?;
+    Ok(slots)
+}
+
+/// Adds what memory is added by, where there is room for any.
+pub(super) fn add_memory_growth(
+    machine: &mut Machine,
+    config: &MemoryConfig,
+    notices: &Arc<Notices>,
+) -> Result<(), BuildError> {
+    let (_, room) = ram::plan(config);
+    if room.len == 0 {
+        return Ok(());
     }
+    match config.hotplug_method {
+        HotplugMethod::Acpi => {
+            let slots = MemorySlots::new(MEMORY_SLOTS, machine.events.clone(), notices.clone());
+            let page = layout::ACPI_MEMORY_HOTPLUG;
+            machine
+                .buses
+                .mmio
+                .insert(page.start, page.len, shared(slots.clone()))?;
+            machine.memory.grow_by(Growth::Acpi(slots));
+        }
+        HotplugMethod::VirtioMem => {
+            let requested = config.hotplugged_size.map_or(0, |size| size.bytes());
+            let device = machine.memory.add_device_region(&machine.vm, requested)?;
+            machine.memory.grow_by(Growth::VirtioMem(device.handle()));
+            machine.attach("__mem", device, Kind::Fixed)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,8 +8,10 @@ use arch::x86_64::acpi::AcpiError;
 use arch::x86_64::boot::BootError;
 use arch::x86_64::cpuid::{CpuidError, TopologyError};
 use arch::x86_64::layout::LayoutError;
+use devices::acpi::hotplug::HotplugError;
 use devices::bus::BusError;
 use devices::pci::RootError;
+use devices::virtio::mem::MemError;
 use devices::virtio::transport::pci::VirtioPciError;
 use vm_memory::GuestMemoryError;
 
@@ -88,6 +90,12 @@ pub enum BuildError {
     /// A network that was opened before.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// The device that adds memory.
+    #[error("memory.hotplug_size")]
+    Mem(#[from] MemError),
+    /// The registers by which devices come and go.
+    #[error("cannot tell the guest of a device")]
+    Hotplug(#[from] HotplugError),
     /// An eventfd, a thread.
     #[error("cannot get {what}")]
     Host {
@@ -111,10 +119,11 @@ impl BuildError {
                 | Self::Initramfs { .. }
                 | Self::Boot(_)
                 | Self::Pci(_)
+                | Self::Mem(_)
         )
     }
 
-    pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(in crate::vm) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Host { what, source }
     }
 }

@@ -1,0 +1,83 @@
+//! What is measured of a VMM and its machine, apart from how it is written down.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Everything as of one moment. All counters count since the machine was built.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics {
+    /// The vCPUs of the machine, in their order; empty while none runs.
+    pub vcpus: Vec<VcpuMetrics>,
+    /// Memory.
+    pub memory: MemoryMetrics,
+    /// Disks by name.
+    pub disks: BTreeMap<String, DiskMetrics>,
+    /// Networks by name.
+    pub nets: BTreeMap<String, NetMetrics>,
+    /// CPU time of the whole process, its vCPUs included.
+    pub process_cpu_time: Duration,
+}
+
+/// One vCPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VcpuMetrics {
+    /// Its number, from 0.
+    pub index: u32,
+    /// CPU time of its thread, in the guest and out of it.
+    pub cpu_time: Duration,
+    /// Exits to the VMM by kind, as in `mmio` or `io`.
+    pub exits: BTreeMap<&'static str, u64>,
+}
+
+/// Memory in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryMetrics {
+    /// What the guest has, with what was plugged in.
+    pub guest: u64,
+    /// What the process has in the host's memory.
+    pub resident: u64,
+    /// What a balloon took from the guest.
+    pub balloon: u64,
+}
+
+/// One disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskMetrics {
+    /// Requests that are not answered yet.
+    pub in_flight: u64,
+    /// Reads that succeeded.
+    pub reads: u64,
+    /// Bytes that those reads moved.
+    pub read_bytes: u64,
+    /// From the begin to the end of those reads, summed up.
+    pub read_time: Duration,
+    /// Writes that succeeded.
+    pub writes: u64,
+    /// Bytes that those writes moved.
+    pub write_bytes: u64,
+    /// From the begin to the end of those writes, summed up.
+    pub write_time: Duration,
+    /// Flushes that succeeded.
+    pub flushes: u64,
+    /// From the begin to the end of those flushes, summed up.
+    pub flush_time: Duration,
+    /// Requests that failed, by cause, as in `host_error`.
+    pub errors: BTreeMap<&'static str, u64>,
+}
+
+/// One network. Received and sent are as the guest sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetMetrics {
+    /// Packets given to the guest.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Packets taken from the guest.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Packets and buffers for receiving that did not make it, by cause, as in `too_long`.
+    pub rx_errors: BTreeMap<&'static str, u64>,
+    /// Packets from the guest that did not make it, by cause, as in `link_down`.
+    pub tx_errors: BTreeMap<&'static str, u64>,
+}

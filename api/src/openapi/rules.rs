@@ -1,0 +1,104 @@
+//! What the parser checks beyond types and ranges, as far as JSON Schema can say it.
+//!
+//! Rules between fields are conditions (`if`): programs that make code of the document pass them by, where a choice
+//! (`anyOf`) would change the types that they make.
+
+use serde_json::{Map, Value, json};
+
+use super::schemas::{ADD_DISK, ADD_NET};
+
+/// Adds the rules to the schemas.
+pub(super) fn add(schemas: &mut Map<String, Value>) {
+    add_values(schemas);
+
+    // A mode needs its path, and takes no other.
+    let path =
+        |field: &str| json!({"required": [field], "properties": {field: {"type": "string"}}});
+    let mode = |mode: &str| json!({"required": ["mode"], "properties": {"mode": {"const": mode}}});
+    let without = |field: &str| json!({"properties": {field: {"type": "null"}}});
+    let serial = &mut schemas["SerialConfig"];
+    serial["if"] = mode("File");
+    serial["then"] = path("file");
+    serial["then"]["properties"]["socket"] = json!({"type": "null"});
+    serial["else"] = without("file");
+    serial["else"]["if"] = mode("Socket");
+    serial["else"]["then"] = path("socket");
+    serial["else"]["else"] = without("socket");
+
+    // Without a descriptor there must be a path.
+    let disk = &mut schemas[ADD_DISK];
+    disk["if"] = json!({"properties": {"fds": {"maxProperties": 0, "maxItems": 0}}});
+    disk["then"] = path("path");
+    disk["else"] = without("path");
+
+    // An address and its mask go together.
+    for name in ["NetConfig", ADD_NET] {
+        let net = &mut schemas[name];
+        net["if"] = json!({"required": ["ip"], "properties": {"ip": {"type": "string"}}});
+        net["then"] = path("mask");
+        net["else"] = without("mask");
+        net["dependentSchemas"]["offload_csum"] = json!({
+            "if": {"properties": {"offload_csum": {"const": false}}},
+            "then": {
+                "required": ["offload_tso", "offload_ufo"],
+                "properties": {"offload_tso": {"const": false}, "offload_ufo": {"const": false}},
+            },
+        });
+    }
+
+    let memory = &mut schemas["MemoryConfig"];
+    memory["dependentSchemas"]["hugepage_size"] = json!({
+        "if": {"properties": {"hugepage_size": {"type": "integer"}}},
+        "then": {"required": ["hugepages"], "properties": {"hugepages": {"const": true}}},
+    });
+    memory["dependentSchemas"]["hugepages"] = json!({
+        "if": {"properties": {"hugepages": {"const": true}}},
+        "then": {"properties": {"size": {"multipleOf": 2 << 20}, "mergeable": {"const": false}}},
+    });
+    memory["dependentSchemas"]["shared"] = json!({
+        "if": {"properties": {"shared": {"const": true}}},
+        "then": {"properties": {"mergeable": {"const": false}}},
+    });
+
+    // A bucket without a size or a refill time limits nothing, and only such a bucket is taken.
+    let bucket = &mut schemas["TokenBucket"];
+    bucket["if"] = json!({"required": ["size"], "properties": {"size": {"minimum": 1}}});
+    bucket["then"] = json!({"properties": {"refill_time": {"const": 0}}});
+}
+
+/// A condition of the body of `vm.create`: without descriptors there must be paths. A reply has neither when descriptors
+/// came.
+pub(super) fn create() -> Value {
+    json!({
+        "if": {"properties": {"fds": {"maxProperties": 0}}},
+        "then": {
+            "required": ["payload"],
+            "properties": {"payload": path("kernel"), "disks": {"items": path("path")}},
+        },
+    })
+}
+
+/// A text that must be there.
+fn path(field: &str) -> Value {
+    json!({"required": [field], "properties": {field: {"type": "string"}}})
+}
+
+/// Says which values are taken where it is neither all of the type's nor a range.
+fn add_values(schemas: &mut Map<String, Value>) {
+    let sizes: Vec<u32> = (2..=15).map(|power| 1 << power).collect();
+    for name in ["DiskConfig", ADD_DISK, "NetConfig", ADD_NET] {
+        schemas[name]["properties"]["queue_size"]["enum"] = json!(sizes);
+    }
+    for name in ["DiskConfig", ADD_DISK] {
+        schemas[name]["properties"]["image_type"]["enum"] = json!(["Raw", "Unknown"]);
+    }
+    schemas["MemoryConfig"]["properties"]["hugepage_size"]["enum"] =
+        json!([2 << 20, 1 << 30, null]);
+    for name in ["NetConfig", ADD_NET] {
+        for field in ["ip", "mask"] {
+            let address = &mut schemas[name]["properties"][field];
+            address["if"] = json!({"format": "ipv4"});
+            address["else"] = json!({"format": "ipv6"});
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Devices of a machine by their names: where each is, and what it counts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use api::metrics::{DiskMetrics, NetMetrics};
+use api::request::{Counters, DeviceNode, PciDeviceInfo};
+use devices::virtio::block::{Block, BlockMetrics, BlockResizer};
+use devices::virtio::net::{Net, NetMetrics as NetCounters, Tap};
+
+/// What kind of device it is, and how its owner reaches it.
+pub(super) enum Kind {
+    Disk {
+        metrics: Arc<BlockMetrics>,
+        resizer: BlockResizer,
+    },
+    Net(Arc<NetCounters>),
+    /// A part of every machine, or of its memory.
+    Fixed,
+}
+
+impl Kind {
+    pub(super) fn disk(device: &Block) -> Self {
+        Self::Disk {
+            metrics: device.metrics(),
+            resizer: device.resizer(),
+        }
+    }
+
+    pub(super) fn net(device: &Net<Tap>) -> Self {
+        Self::Net(device.metrics())
+    }
+}
+
+/// A device on the PCI bus.
+pub(super) struct Attached {
+    pub(super) slot: u8,
+    pub(super) kind: Kind,
+}
+
+/// The devices of a machine by name.
+#[derive(Default)]
+pub(super) struct AttachedDevices(BTreeMap<String, Attached>);
+
+/// Address of the function in `slot` of bus 0, as Linux writes it.
+fn bdf(slot: u8) -> String {
+    format!("0000:00:{slot:02x}.0")
+}
+
+impl AttachedDevices {
+    pub(super) fn insert(&mut self, id: &str, device: Attached) -> PciDeviceInfo {
+        let info = PciDeviceInfo {
+            id: id.to_owned(),
+            bdf: bdf(device.slot),
+        };
+        self.0.insert(id.to_owned(), device);
+        info
+    }
+
+    pub(super) fn get(&self, id: &str) -> Option<&Attached> {
+        self.0.get(id)
+    }
+
+    /// The name of the device in `slot`.
+    pub(super) fn in_slot(&self, slot: u8) -> Option<&str> {
+        let mut devices = self.0.iter();
+        let found = devices.find(|(_, device)| device.slot == slot);
+        found.map(|(id, _)| id.as_str())
+    }
+
+    pub(super) fn remove(&mut self, id: &str) -> Option<Attached> {
+        self.0.remove(id)
+    }
+
+    pub(super) fn tree(&self) -> BTreeMap<String, DeviceNode> {
+        let node = |(id, device): (&String, &Attached)| {
+            let node = DeviceNode {
+                id: id.clone(),
+                pci_bdf: Some(bdf(device.slot)),
+                ..DeviceNode::default()
+            };
+            (id.clone(), node)
+        };
+        self.0.iter().map(node).collect()
+    }
+
+    /// The counters with the names that Cloud Hypervisor's clients know, and ours.
+    pub(super) fn counters(&self) -> Counters {
+        let counters = |(id, device): (&String, &Attached)| {
+            let counters = match &device.kind {
+                Kind::Disk { metrics, .. } => disk_counters(metrics),
+                Kind::Net(metrics) => net_counters(metrics),
+                Kind::Fixed => return None,
+            };
+            Some((id.clone(), counters))
+        };
+        self.0.iter().filter_map(counters).collect()
+    }
+
+    pub(super) fn disks(&self) -> BTreeMap<String, DiskMetrics> {
+        let metrics = |(id, device): (&String, &Attached)| match &device.kind {
+            Kind::Disk { metrics, .. } => Some((id.clone(), disk_metrics(metrics))),
+            _ => None,
+        };
+        self.0.iter().filter_map(metrics).collect()
+    }
+
+    pub(super) fn nets(&self) -> BTreeMap<String, NetMetrics> {
+        let metrics = |(id, device): (&String, &Attached)| match &device.kind {
+            Kind::Net(metrics) => Some((id.clone(), net_metrics(metrics))),
+            _ => None,
+        };
+        self.0.iter().filter_map(metrics).collect()
+    }
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+fn named<const N: usize>(counters: [(&str, &AtomicU64); N]) -> BTreeMap<String, u64> {
+    let value = |(name, counter): (&str, &AtomicU64)| (name.to_owned(), get(counter));
+    counters.into_iter().map(value).collect()
+}
+
+fn causes<const N: usize>(
+    counters: [(&'static str, &AtomicU64); N],
+) -> BTreeMap<&'static str, u64> {
+    counters.map(|(name, counter)| (name, get(counter))).into()
+}
+
+fn disk_counters(metrics: &BlockMetrics) -> BTreeMap<String, u64> {
+    named([
+        ("read_bytes", &metrics.read_bytes),
+        ("write_bytes", &metrics.write_bytes),
+        ("read_ops", &metrics.reads),
+        ("write_ops", &metrics.writes),
+        ("flush_ops", &metrics.flushes),
+        ("in_flight", &metrics.in_flight),
+        ("host_errors", &metrics.host_errors),
+        ("refused", &metrics.refused),
+    ])
+}
+
+fn net_counters(metrics: &NetCounters) -> BTreeMap<String, u64> {
+    named([
+        ("rx_bytes", &metrics.rx_bytes),
+        ("rx_frames", &metrics.rx_packets),
+        ("tx_bytes", &metrics.tx_bytes),
+        ("tx_frames", &metrics.tx_packets),
+    ])
+}
+
+fn disk_metrics(metrics: &BlockMetrics) -> DiskMetrics {
+    let time = |nanoseconds: &AtomicU64| Duration::from_nanos(get(nanoseconds));
+    DiskMetrics {
+        in_flight: get(&metrics.in_flight),
+        reads: get(&metrics.reads),
+        read_bytes: get(&metrics.read_bytes),
+        read_time: time(&metrics.read_nanoseconds),
+        writes: get(&metrics.writes),
+        write_bytes: get(&metrics.write_bytes),
+        write_time: time(&metrics.write_nanoseconds),
+        flushes: get(&metrics.flushes),
+        flush_time: time(&metrics.flush_nanoseconds),
+        errors: causes([
+            ("unsupported", &metrics.unsupported),
+            ("refused", &metrics.refused),
+            ("host_error", &metrics.host_errors),
+            ("malformed", &metrics.malformed),
+            ("broken_ring", &metrics.broken_rings),
+        ]),
+    }
+}
+
+fn net_metrics(metrics: &NetCounters) -> NetMetrics {
+    NetMetrics {
+        rx_packets: get(&metrics.rx_packets),
+        rx_bytes: get(&metrics.rx_bytes),
+        tx_packets: get(&metrics.tx_packets),
+        tx_bytes: get(&metrics.tx_bytes),
+        rx_errors: causes([
+            ("too_long", &metrics.rx_too_long),
+            ("host_error", &metrics.rx_errors),
+            ("malformed", &metrics.rx_malformed),
+        ]),
+        tx_errors: causes([
+            ("malformed", &metrics.tx_malformed),
+            ("too_long", &metrics.tx_too_long),
+            ("refused", &metrics.tx_refused),
+            ("link_down", &metrics.tx_link_down),
+        ]),
+    }
+}

@@ -1,0 +1,271 @@
+//! Requests that change what a machine consists of.
+
+use api::config::{ConfigError, DiskConfig, NetConfig, VmConfig};
+use api::request::{
+    Answer, ApiError, Descriptors, RemoveDeviceConfig, Reply, Request, ResizeConfig,
+    ResizeDiskConfig,
+};
+
+use devices::virtio::block::ResizeError;
+
+use super::live::Live;
+use super::serve::BOOTED;
+use super::{Control, Slot};
+use crate::vm::attached::Kind;
+use crate::wire;
+
+impl Control {
+    pub(super) fn resize(&mut self, config: ResizeConfig) -> Answer {
+        let verb = Request::Resize(config).verb();
+        let ResizeConfig {
+            desired_vcpus,
+            desired_ram,
+            desired_balloon,
+        } = config;
+        if desired_balloon.is_some() {
+            return Err(ApiError::NotSupported {
+                verb,
+                reason: "desired_balloon is given, and there is no balloon".to_owned(),
+            });
+        }
+        let live = self.live(verb, BOOTED)?;
+        let (machine, _, config) = live.parts();
+        if let Some(count) = desired_vcpus {
+            let max = machine.vcpus.max();
+            if !(1..=max).contains(&count) {
+                return Err(ConfigError::Invalid {
+                    field: "desired_vcpus".to_owned(),
+                    value: count.to_string(),
+                    problem: format!("expected 1 to {max}, the VM's cpus.max_vcpus"),
+                }
+                .into());
+            }
+            // As many as the guest was asked to have last.
+            let awaited = config.cpus.boot_vcpus;
+            if machine.vcpus.count() != awaited {
+                return Err(ApiError::Pending {
+                    verb,
+                    what: format!(
+                        "the guest has {} vCPUs and was asked to give up some, down to {awaited}",
+                        machine.vcpus.count()
+                    ),
+                });
+            }
+        }
+        self.events.publish("vm", "resizing", &[]);
+        let live = self.live(verb, BOOTED)?;
+        let (machine, _, config) = live.parts();
+        // Memory first: it is refused for more reasons.
+        if let Some(desired) = desired_ram {
+            let vm = machine.vm.clone();
+            let added = machine.memory.resize(&vm, desired).map_err(|error| {
+                if error.is_request() {
+                    ApiError::refused(verb, &error)
+                } else {
+                    ApiError::failed(verb, &error)
+                }
+            })?;
+            config
+                .memory
+                .note_hotplugged(machine.memory.boot_size(), added);
+        }
+        if let Some(count) = desired_vcpus {
+            machine
+                .resize_vcpus(count)
+                .map_err(|error| ApiError::failed(verb, &error))?;
+            config.cpus.boot_vcpus = count;
+        }
+        self.events.publish("vm", "resized", &[]);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn resize_disk(&mut self, config: &ResizeDiskConfig) -> Answer {
+        const VERB: &str = "vm.resize-disk";
+        let ResizeDiskConfig { id, desired_size } = config;
+        let live = self.live(VERB, BOOTED)?;
+        let device = live.machine().attached.get(id);
+        let Some(Kind::Disk { resizer, .. }) = device.map(|device| &device.kind) else {
+            return Err(ApiError::UnknownDevice { id: id.clone() });
+        };
+        resizer
+            .resize(*desired_size)
+            .map_err(|error| match &error {
+                ResizeError::Host { .. } => ApiError::failed(VERB, &error),
+                _ => ApiError::refused(VERB, &error),
+            })?;
+        let size = desired_size.to_string();
+        self.events
+            .publish("vm", "disk-resized", &[("id", id), ("size", &size)]);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn add_disk(&mut self, config: DiskConfig, descriptors: Descriptors) -> Answer {
+        const VERB: &str = "vm.add-disk";
+        self.add(
+            VERB,
+            descriptors,
+            |vm| vm.disks.push(config),
+            |vm| vm.disks.last().and_then(|disk| disk.id.clone()),
+            |live, vm, id, descriptors| {
+                let disk = vm.disks.last().ok_or_else(|| unknown(id))?;
+                let opened = wire::disk::open(disk, descriptors.get(id))
+                    .map_err(|error| ApiError::refused(VERB, &error))?;
+                let (machine, resources, _) = live.parts();
+                let device = opened.device();
+                let kind = Kind::disk(&device);
+                let info = machine
+                    .plug(id, device, kind)
+                    .map_err(|error| ApiError::failed(VERB, &error))?;
+                resources.disks.push(opened);
+                Ok(Reply::Device(info))
+            },
+        )
+    }
+
+    pub(super) fn add_net(&mut self, config: NetConfig, descriptors: Descriptors) -> Answer {
+        const VERB: &str = "vm.add-net";
+        self.add(
+            VERB,
+            descriptors,
+            |vm| vm.net.push(config),
+            |vm| vm.net.last().and_then(|net| net.id.clone()),
+            |live, vm, id, descriptors| {
+                let net = vm.net.last().ok_or_else(|| unknown(id))?;
+                let failed = |error: wire::net::NetError| {
+                    if error.is_configuration() {
+                        ApiError::refused(VERB, &error)
+                    } else {
+                        ApiError::failed(VERB, &error)
+                    }
+                };
+                let opened = wire::net::open(net, descriptors.get(id)).map_err(failed)?;
+                let (machine, resources, _) = live.parts();
+                let device = opened.device().map_err(failed)?;
+                let kind = Kind::net(&device);
+                let info = machine
+                    .plug(id, device, kind)
+                    .map_err(|error| ApiError::failed(VERB, &error))?;
+                resources.nets.push(opened);
+                Ok(Reply::Device(info))
+            },
+        )
+    }
+
+    /// Adds a device to the definition, and by `plug` to the machine if there is one. The device's part of the
+    /// configuration is added by `push`, and `id` tells the name that it got.
+    fn add(
+        &mut self,
+        verb: &'static str,
+        mut descriptors: Descriptors,
+        push: impl FnOnce(&mut VmConfig),
+        id: impl Fn(&VmConfig) -> Option<String>,
+        plug: impl FnOnce(&mut Live, &VmConfig, &str, &Descriptors) -> Answer,
+    ) -> Answer {
+        let definition = match &self.slot {
+            Slot::Empty => return Err(ApiError::NotCreated { verb }),
+            Slot::Defined { definition, .. } => definition,
+            Slot::Live(live) => &live.definition,
+        };
+        // The configuration as it will be; nothing is changed until all has succeeded.
+        let mut config = (*definition.config).clone();
+        let devices: Vec<String> = config.ids().map(str::to_owned).collect();
+        push(&mut config);
+        let given = id(&config);
+        if let Some(given) = given.filter(|given| devices.contains(given)) {
+            return Err(ApiError::Taken {
+                field: "id",
+                value: given,
+            });
+        }
+        config.assign_ids();
+        let id = id(&config).unwrap_or_default();
+        descriptors.assign(&id);
+        let answer = match &mut self.slot {
+            Slot::Live(live) => plug(live, &config, &id, &descriptors)?,
+            _ => Reply::Done,
+        };
+        let definition = match &mut self.slot {
+            Slot::Empty => return Err(ApiError::NotCreated { verb }),
+            Slot::Defined { definition, .. } => definition,
+            Slot::Live(live) => &mut live.definition,
+        };
+        *definition.config = config;
+        definition
+            .descriptors
+            .insert(id.clone(), descriptors.take(&id));
+        self.events.publish("vm", "device-added", &[("id", &id)]);
+        Ok(answer)
+    }
+
+    pub(super) fn remove_device(&mut self, config: &RemoveDeviceConfig) -> Answer {
+        const VERB: &str = "vm.remove-device";
+        let id = &config.id;
+        match &mut self.slot {
+            Slot::Empty => Err(ApiError::NotCreated { verb: VERB }),
+            Slot::Defined { definition, .. } => {
+                check_removable(&definition.config, id)?;
+                definition.config.remove_device(id);
+                definition.descriptors.take(id);
+                self.events.publish("vm", "device-removed", &[("id", id)]);
+                Ok(Reply::Done)
+            }
+            Slot::Live(live) => {
+                check_removable(&live.definition.config, id)?;
+                let machine = live.machine();
+                let device = machine.attached.get(id).ok_or_else(|| unknown(id))?;
+                machine
+                    .request_removal(device.slot)
+                    .map_err(|error| ApiError::failed(VERB, &error))?;
+                Ok(Reply::Done)
+            }
+        }
+    }
+
+    /// Frees what the guest has given up.
+    pub(super) fn take_ejected(&mut self) {
+        let Slot::Live(live) = &mut self.slot else {
+            return;
+        };
+        let (machine, resources, config) = live.parts();
+        let gone = machine.take_ejected();
+        if gone.vcpus > 0 {
+            // A guest may give up more than it was asked to.
+            config.cpus.boot_vcpus = config.cpus.boot_vcpus.min(machine.vcpus.count());
+        }
+        if gone.memory > 0 {
+            let (boot, size) = (machine.memory.boot_size(), machine.memory.size());
+            config.memory.note_hotplugged(boot, size - boot);
+        }
+        for id in &gone.devices {
+            resources.remove(id);
+            config.remove_device(id);
+        }
+        for id in &gone.devices {
+            live.definition.descriptors.take(id);
+            self.events.publish("vm", "device-removed", &[("id", id)]);
+        }
+        if gone.vcpus > 0 || gone.memory > 0 {
+            self.events.publish("vm", "resized", &[]);
+        }
+    }
+}
+
+fn unknown(id: &str) -> ApiError {
+    ApiError::UnknownDevice { id: id.to_owned() }
+}
+
+/// Whether `id` is a device that can go.
+fn check_removable(config: &VmConfig, id: &str) -> Result<(), ApiError> {
+    if !config.ids().any(|device| device == id) {
+        return Err(unknown(id));
+    }
+    if config.can_remove(id) {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid {
+        field: "id".to_owned(),
+        value: format!("{id:?}"),
+        problem: "expected a disk or a network: this device is part of every VM".to_owned(),
+    }
+    .into())
+}

@@ -1,0 +1,191 @@
+//! A machine that was booted, in either state, with all that it was built of.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::config::VmConfig;
+use api::request::{Descriptors, VmState};
+
+use super::{Options, RunError};
+use crate::cmd::check::kvm::software_kvm;
+use crate::kvm::capabilities::Host;
+use crate::vcpu::Failure;
+use crate::vm::build;
+use crate::vm::machine::Machine;
+use crate::vm::notices::Notices;
+use crate::vm::{Paused, Running};
+use crate::wire::Resources;
+
+/// A guest that triple-faults this often, each time within [`EARLY`] of its start, is not started again.
+const MAX_EARLY_FAULTS: u32 = 3;
+const EARLY: Duration = Duration::from_secs(10);
+
+/// What a machine is built of, over and over.
+pub struct Definition {
+    /// Checked, with a name for each device.
+    pub config: Box<VmConfig>,
+    /// What was opened by whoever made the configuration.
+    pub descriptors: Descriptors,
+}
+
+/// A machine in either state.
+pub(super) enum State {
+    Running(Running),
+    Paused(Paused),
+}
+
+/// A machine that was booted.
+pub(super) struct Live {
+    /// Dropped before the resources that its devices use.
+    state: State,
+    pub(super) resources: Resources,
+    pub(super) definition: Definition,
+    entered: Instant,
+    early_faults: u32,
+}
+
+/// What it takes to build a machine.
+pub(super) struct Workshop<'a> {
+    pub(super) host: &'a Host,
+    pub(super) notices: &'a Arc<Notices>,
+    pub(super) options: &'a Options,
+}
+
+impl Workshop<'_> {
+    fn build(&self, definition: &Definition, resources: &Resources) -> Result<State, RunError> {
+        // What a machine before this one had to tell is of no interest any more.
+        self.notices.take();
+        let config = &definition.config;
+        let paused = build::build(
+            self.host,
+            config,
+            resources,
+            self.notices,
+            self.options.started,
+        )?;
+        Ok(State::Running(paused.resume()))
+    }
+
+    /// Builds the machine of `definition` from `resources`, and lets it run.
+    ///
+    /// # Errors
+    ///
+    /// The definition, with what is wrong.
+    pub(super) fn boot(
+        &self,
+        definition: Definition,
+        resources: Resources,
+    ) -> Result<Box<Live>, (Definition, RunError)> {
+        match self.build(&definition, &resources) {
+            Ok(state) => Ok(Box::new(Live {
+                state,
+                resources,
+                definition,
+                entered: Instant::now(),
+                early_faults: 0,
+            })),
+            Err(error) => Err((definition, error)),
+        }
+    }
+
+    /// Ends the machine of `live`, and builds another one of the same resources.
+    ///
+    /// # Errors
+    ///
+    /// The definition, with what is wrong: the machine is gone.
+    pub(super) fn reboot(&self, live: Box<Live>) -> Result<Box<Live>, (Definition, RunError)> {
+        let Live {
+            state,
+            resources,
+            definition,
+            entered: _,
+            early_faults,
+        } = *live;
+        drop(state);
+        let mut live = self.boot(definition, resources)?;
+        live.early_faults = early_faults;
+        Ok(live)
+    }
+}
+
+impl Live {
+    pub(super) fn vm_state(&self) -> VmState {
+        match self.state {
+            State::Running(_) => VmState::Running,
+            State::Paused(_) => VmState::Paused,
+        }
+    }
+
+    /// Pauses the machine, if it runs.
+    pub(super) fn pause(self) -> Self {
+        let state = match self.state {
+            State::Running(machine) => State::Paused(machine.pause()),
+            paused @ State::Paused(_) => paused,
+        };
+        Self { state, ..self }
+    }
+
+    /// Lets the machine run on, if it is paused.
+    pub(super) fn resume(self) -> Self {
+        let state = match self.state {
+            State::Paused(machine) => State::Running(machine.resume()),
+            running @ State::Running(_) => running,
+        };
+        Self { state, ..self }
+    }
+
+    /// The machine, if it runs.
+    pub(super) fn running(&self) -> Option<&Running> {
+        match &self.state {
+            State::Running(machine) => Some(machine),
+            State::Paused(_) => None,
+        }
+    }
+
+    /// The parts of the machine, in either state.
+    pub(super) fn machine(&self) -> &Machine {
+        match &self.state {
+            State::Running(running) => running.machine(),
+            State::Paused(paused) => paused.machine(),
+        }
+    }
+
+    /// The parts of the machine, to be changed, and what goes with them.
+    pub(super) fn parts(&mut self) -> (&mut Machine, &mut Resources, &mut VmConfig) {
+        let machine = match &mut self.state {
+            State::Running(running) => running.machine_mut(),
+            State::Paused(paused) => paused.machine_mut(),
+        };
+        (machine, &mut self.resources, &mut self.definition.config)
+    }
+
+    /// Ends the machine and closes what it was built of.
+    pub(super) fn end(self) -> Definition {
+        self.definition
+    }
+
+    /// A triple fault resets the machine, as it resets a PC; a guest that does nothing else is given up.
+    ///
+    /// # Errors
+    ///
+    /// It shall not be started again.
+    pub(super) fn count_fault(
+        &mut self,
+        failure: Box<Failure>,
+        no_reboot: bool,
+    ) -> Result<(), RunError> {
+        if self.entered.elapsed() < EARLY {
+            self.early_faults += 1;
+        } else {
+            self.early_faults = 0;
+        }
+        if no_reboot || self.early_faults >= MAX_EARLY_FAULTS {
+            return Err(RunError::TripleFault {
+                failure,
+                software: software_kvm(),
+            });
+        }
+        tracing::warn!(%failure, "the guest crashed the processor: reset");
+        Ok(())
+    }
+}

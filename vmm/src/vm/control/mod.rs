@@ -1,0 +1,391 @@
+//! The loop that owns the machine, from its definition to its end.
+
+mod change;
+mod error;
+mod live;
+mod metrics;
+mod serve;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::event::Events;
+use api::request::Request;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+pub use self::error::RunError;
+pub use self::live::Definition;
+use self::live::{Live, Workshop};
+use super::Running;
+use super::inbox::{Inbox, Mailbox};
+use super::notices::Notices;
+use super::signals::Signals;
+use crate::cmd::check::kvm::software_kvm;
+use crate::kvm::capabilities::Host;
+use crate::terminal::{self, EscapeAction};
+use crate::vcpu::End;
+use crate::wire;
+
+/// A second signal within this time is the first one again: `timeout` sends it to the process and to its group, as a
+/// terminal and a service manager can do between them.
+const SAME_SIGNAL: Duration = Duration::from_millis(100);
+
+/// How often a guest is told of an event until it has looked: one that boots may have missed it.
+const REMINDER: Duration = Duration::from_millis(500);
+
+/// How machines shall be run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// A reset by the guest ends the machine.
+    pub no_reboot: bool,
+    /// The end of the machine by its guest does not end the process: the next one can be asked for.
+    pub no_shutdown: bool,
+    /// How long a guest has to turn itself off after its power button was pressed by a signal.
+    pub shutdown_timeout: Duration,
+    /// When the process started; boot marks count from here.
+    pub started: Instant,
+}
+
+/// How the process came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest turned itself off.
+    PoweredOff,
+    /// The guest reset itself, and was not to be started again.
+    Reset,
+    /// It was asked for, by [`Request::ShutdownVmm`] or by a signal while there was no machine.
+    Stopped,
+    /// The guest's kernel panicked.
+    Panicked,
+}
+
+/// Serves requests until one of them, a signal or the guest ends the process. A machine is booted at once if there is
+/// `first`.
+///
+/// A reset by the guest builds the machine anew from the resources that were opened at its boot.
+///
+/// # Errors
+///
+/// [`RunError`]; nothing of the machine is left.
+pub fn run(
+    first: Option<Definition>,
+    options: Options,
+    inbox: Inbox,
+    events: Events,
+) -> Result<Outcome, RunError> {
+    let mut control = Control {
+        slot: Slot::Empty,
+        terminated: None,
+        outcome: None,
+        signals: Signals::new().map_err(RunError::host("take over SIGTERM and SIGINT"))?,
+        notices: Arc::new(Notices::new().map_err(RunError::host("get an eventfd"))?),
+        host: None,
+        mailbox: inbox.mailbox(),
+        inbox,
+        options,
+        events,
+    };
+    control.events.publish("vmm", "starting", &[]);
+    if let Some(definition) = first {
+        control.boot(definition).map_err(|(_, error)| error)?;
+    }
+    let outcome = control.run();
+    control.end_machine();
+    control.events.publish("vmm", "shutdown", &[]);
+    outcome
+}
+
+/// What there is of a machine.
+enum Slot {
+    /// None is defined.
+    Empty,
+    /// One can be booted. `ended`: one of this definition was booted before.
+    Defined { definition: Definition, ended: bool },
+    /// One was booted.
+    Live(Box<Live>),
+}
+
+impl Slot {
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Empty)
+    }
+}
+
+struct Control {
+    slot: Slot,
+    /// When the first signal came.
+    terminated: Option<Instant>,
+    /// Set when the process shall end.
+    outcome: Option<Outcome>,
+    signals: Signals,
+    notices: Arc<Notices>,
+    /// Opened for the first machine, so that the API answers on any host.
+    host: Option<Host>,
+    inbox: Inbox,
+    mailbox: Mailbox,
+    options: Options,
+    events: Events,
+}
+
+impl Control {
+    fn run(&mut self) -> Result<Outcome, RunError> {
+        let epoll = self.epoll().map_err(RunError::host("wait for events"))?;
+        let mut ready = [EpollEvent::default(); 3];
+        loop {
+            if let Some(outcome) = self.outcome {
+                return Ok(outcome);
+            }
+            match epoll.wait(self.timeout(), &mut ready) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result.map_err(RunError::host("wait for events"))?,
+            };
+            // Before what the guest does: one that resets without end must not keep them from being heard.
+            for _ in 0..self.signals.take() {
+                self.terminate()?;
+            }
+            // One at a time: what the guest did meanwhile is looked at in between.
+            if self.outcome.is_none()
+                && let Some((request, answerer)) = self.inbox.next()
+            {
+                answerer.answer(self.serve(request));
+            }
+            self.look_at_guest()?;
+            self.watch_clock()?;
+        }
+    }
+
+    fn epoll(&self) -> io::Result<Epoll> {
+        let epoll = Epoll::new()?;
+        let sources = [
+            self.notices.eventfd().as_raw_fd(),
+            self.inbox.eventfd().as_raw_fd(),
+            self.signals.as_raw_fd(),
+        ];
+        for fd in sources {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
+        }
+        Ok(epoll)
+    }
+
+    /// Milliseconds to the next thing to do without being woken, rounded up: the deadline of a guest that shall turn
+    /// itself off, or a reminder of events that it has not looked at. -1 for neither.
+    fn timeout(&self) -> i32 {
+        let left = self.terminated.map(|terminated| {
+            let timeout = self.options.shutdown_timeout;
+            timeout.saturating_sub(terminated.elapsed())
+        });
+        let reminder = self.running().is_some_and(Running::has_pending_events);
+        let reminder = reminder.then_some(REMINDER);
+        let next = [left, reminder].into_iter().flatten().min();
+        next.map_or(-1, |next| {
+            i32::try_from(next.as_millis() + 1).unwrap_or(i32::MAX)
+        })
+    }
+
+    fn running(&self) -> Option<&Running> {
+        match &self.slot {
+            Slot::Live(live) => live.running(),
+            _ => None,
+        }
+    }
+
+    /// Tells the guest again of what it has not looked at, and ends one that is past its deadline.
+    fn watch_clock(&self) -> Result<(), RunError> {
+        if let Slot::Live(_) = self.slot
+            && let Some(terminated) = self.terminated
+            && terminated.elapsed() >= self.options.shutdown_timeout
+        {
+            return Err(RunError::ShutdownTimeout(self.options.shutdown_timeout));
+        }
+        self.running().map_or(Ok(()), |running| {
+            running
+                .remind_of_events()
+                .map_err(RunError::host("tell the guest of an event"))
+        })
+    }
+
+    /// Boots the machine of `definition`.
+    fn boot(&mut self, definition: Definition) -> Result<(), (Definition, RunError)> {
+        self.events.publish("vm", "booting", &[]);
+        let resources = match self.open(&definition) {
+            Ok(resources) => resources,
+            Err(error) => return Err((definition, error)),
+        };
+        let live = match self.workshop() {
+            Ok(workshop) => workshop.boot(definition, resources)?,
+            Err(error) => return Err((definition, error)),
+        };
+        self.slot = Slot::Live(live);
+        self.events.publish("vm", "booted", &[]);
+        Ok(())
+    }
+
+    /// Opens what `definition` names, and starts what moves bytes from and to the host.
+    fn open(&self, definition: &Definition) -> Result<wire::Resources, RunError> {
+        let resources = wire::open(&definition.config, &definition.descriptors)?;
+        let mailbox = self.mailbox.clone();
+        resources.start(Box::new(move |action| match action {
+            EscapeAction::Quit => mailbox.send(Request::ShutdownVmm),
+            EscapeAction::PowerButton => mailbox.send(Request::PowerButton),
+            // Shown where it was typed.
+            EscapeAction::Help => {}
+        }))?;
+        if let Some(flush) = resources.flush_on_panic() {
+            terminal::install_panic_hook(flush);
+        }
+        Ok(resources)
+    }
+
+    fn workshop(&mut self) -> Result<Workshop<'_>, RunError> {
+        let host = match self.host.take() {
+            Some(host) => host,
+            None => Host::open()?,
+        };
+        Ok(Workshop {
+            host: self.host.insert(host),
+            notices: &self.notices,
+            options: &self.options,
+        })
+    }
+
+    /// Starts the machine anew. Without one, nothing is done.
+    fn reboot(&mut self) -> Result<(), RunError> {
+        let live = match self.slot.take() {
+            Slot::Live(live) => live,
+            other => {
+                self.slot = other;
+                return Ok(());
+            }
+        };
+        self.events.publish("vm", "rebooting", &[]);
+        match self.workshop()?.reboot(live) {
+            Ok(live) => {
+                self.slot = Slot::Live(live);
+                tracing::info!("the machine starts anew");
+                self.events.publish("vm", "rebooted", &[]);
+                Ok(())
+            }
+            Err((definition, error)) => {
+                self.slot = Slot::Defined {
+                    definition,
+                    ended: true,
+                };
+                self.events.publish("vm", "shutdown", &[]);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the machine, if there is one; its definition stays.
+    fn end_machine(&mut self) {
+        self.slot = match self.slot.take() {
+            Slot::Live(live) => {
+                let definition = live.end();
+                // What the machine had to tell.
+                self.notices.take();
+                self.events.publish("vm", "shutdown", &[]);
+                Slot::Defined {
+                    definition,
+                    ended: true,
+                }
+            }
+            other => other,
+        };
+    }
+
+    /// The machine has come to an end by itself.
+    fn guest_ended(&mut self, outcome: Outcome) {
+        self.end_machine();
+        if !self.options.no_shutdown || self.terminated.is_some() {
+            self.outcome = Some(outcome);
+        }
+    }
+
+    /// What the guest's own doing means for the machine.
+    fn look_at_guest(&mut self) -> Result<(), RunError> {
+        if !matches!(self.slot, Slot::Live(_)) {
+            return Ok(());
+        }
+        let happened = self.notices.take();
+        if happened.crash_loaded {
+            tracing::warn!("the guest's kernel panicked and starts its crash kernel");
+            self.events
+                .publish("guest", "panic", &[("event", "crash_loaded")]);
+        }
+        if happened.panicked {
+            self.events.publish("guest", "panic", &[("event", "panic")]);
+            self.guest_ended(Outcome::Panicked);
+            return Ok(());
+        }
+        if happened.power_off {
+            self.guest_ended(Outcome::PoweredOff);
+            return Ok(());
+        }
+        if happened.ejected {
+            self.take_ejected();
+        }
+        let Slot::Live(live) = &mut self.slot else {
+            return Ok(());
+        };
+        match happened.end {
+            Some(End::PowerOff) => {
+                self.guest_ended(Outcome::PoweredOff);
+                Ok(())
+            }
+            Some(End::Failed(failure)) => {
+                let error = RunError::Vcpu {
+                    failure,
+                    software: software_kvm(),
+                };
+                self.events
+                    .publish("vm", "failed", &[("reason", &error.to_string())]);
+                self.end_machine();
+                Err(error)
+            }
+            Some(End::TripleFault(failure)) => {
+                live.count_fault(failure, self.options.no_reboot)?;
+                self.guest_reset()
+            }
+            Some(End::Reset) => self.guest_reset(),
+            None if happened.reset => self.guest_reset(),
+            None => Ok(()),
+        }
+    }
+
+    fn guest_reset(&mut self) -> Result<(), RunError> {
+        if self.options.no_reboot || self.terminated.is_some() {
+            self.guest_ended(Outcome::Reset);
+            return Ok(());
+        }
+        self.reboot()
+    }
+
+    /// A signal: the first presses the power button, the second ends the machine.
+    fn terminate(&mut self) -> Result<(), RunError> {
+        match self.terminated {
+            Some(first) if first.elapsed() < SAME_SIGNAL => return Ok(()),
+            Some(_) => return Err(RunError::SecondSignal),
+            None => self.terminated = Some(Instant::now()),
+        }
+        match self.slot.take() {
+            Slot::Live(live) => {
+                // A guest that stands still cannot turn itself off.
+                let live = Box::new(live.resume());
+                let pressed = live.running().map_or(Ok(()), |running| {
+                    running
+                        .press_power_button()
+                        .map_err(RunError::host("press the power button"))
+                });
+                self.slot = Slot::Live(live);
+                pressed
+            }
+            other => {
+                self.slot = other;
+                self.outcome = Some(Outcome::Stopped);
+                Ok(())
+            }
+        }
+    }
+}

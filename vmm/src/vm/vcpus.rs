@@ -1,0 +1,265 @@
+//! The vCPUs of a machine: how they are spread, what each is before its first instruction, and which are plugged in.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use api::config::CpusConfig;
+use api::metrics::VcpuMetrics;
+use arch::x86_64::acpi::AcpiCpu;
+use arch::x86_64::boot::BootEntry;
+use arch::x86_64::cpuid::{self, CpuidConfig, Topology};
+use devices::memory::GuestRam;
+use kvm_bindings::CpuId;
+
+use super::build::BuildError;
+use crate::kvm::capabilities::Host;
+use crate::kvm::vcpu::Vcpu;
+use crate::kvm::vm::Vm;
+use crate::vcpu::{Buses, VcpuThread, Watch};
+
+/// What every vCPU of a machine is made by.
+pub(super) struct VcpuPlan {
+    topology: Topology,
+    host: CpuId,
+    cpuid: CpuidConfig,
+    max: u32,
+}
+
+impl VcpuPlan {
+    /// The plan for `cpus`.
+    ///
+    /// # Errors
+    ///
+    /// A topology that cannot be made, or that KVM does not take.
+    pub(super) fn new(host: &Host, cpus: &CpusConfig) -> Result<Self, BuildError> {
+        let limit = host.max_vcpus();
+        if cpus.max_vcpus as usize > limit {
+            return Err(BuildError::TooManyVcpus {
+                asked: cpus.max_vcpus,
+                limit,
+            });
+        }
+        let topology = match cpus.topology {
+            Some(topology) => Topology::new(
+                topology.threads_per_core.into(),
+                topology.cores_per_die.into(),
+                topology.dies_per_package.into(),
+                topology.packages.into(),
+            )?,
+            None => Topology::flat(cpus.max_vcpus)?,
+        };
+        Ok(Self {
+            topology,
+            host: host.cpuid().clone(),
+            cpuid: CpuidConfig {
+                topology,
+                tsc_khz: None,
+                tsc_deadline_timer: host.tsc_deadline_timer(),
+                pmu: false,
+                nested: true,
+            },
+            max: cpus.max_vcpus,
+        })
+    }
+
+    /// All vCPUs that there are or can be, as the tables list them.
+    pub(super) fn acpi_cpus(&self, boot_vcpus: u32) -> Vec<AcpiCpu> {
+        (0..self.max)
+            .map(|vcpu| AcpiCpu {
+                apic_id: self.topology.apic_id(vcpu),
+                enabled: vcpu < boot_vcpus,
+            })
+            .collect()
+    }
+
+    /// The vCPUs that there are from the start, without an instruction to begin at.
+    pub(super) fn create_first(&mut self, vm: &Vm, count: u32) -> Result<Vec<Vcpu>, BuildError> {
+        let vcpus = (0..count)
+            .map(|index| Vcpu::create(vm, index, self.topology.apic_id(index)))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.cpuid.tsc_khz = vcpus.first().and_then(Vcpu::tsc_khz);
+        for vcpu in &vcpus {
+            self.configure(vcpu)?;
+        }
+        Ok(vcpus)
+    }
+
+    /// One more vCPU. It waits for another one to start it.
+    fn create(&self, vm: &Vm, index: u32) -> Result<Vcpu, BuildError> {
+        let vcpu = Vcpu::create(vm, index, self.topology.apic_id(index))?;
+        self.configure(&vcpu)?;
+        Ok(vcpu)
+    }
+
+    fn configure(&self, vcpu: &Vcpu) -> Result<(), BuildError> {
+        let cpuid = cpuid::configure(&self.host, &self.cpuid, vcpu.index())?;
+        Ok(vcpu.configure(&cpuid)?)
+    }
+}
+
+/// What each vCPU's thread works on.
+pub(super) struct Surroundings {
+    pub(super) buses: Buses,
+    pub(super) memory: GuestRam,
+    pub(super) watch: Arc<dyn Watch>,
+    pub(super) started: Instant,
+}
+
+/// A vCPU of a machine. KVM keeps every vCPU that was made: one that was plugged out stays, paused, for its return.
+struct Place {
+    thread: VcpuThread,
+    plugged: bool,
+}
+
+/// The vCPUs of a machine in the order of their numbers.
+pub(super) struct Vcpus {
+    plan: VcpuPlan,
+    around: Surroundings,
+    places: Vec<Place>,
+    /// Whether those that are plugged in run.
+    running: bool,
+}
+
+impl Vcpus {
+    /// No vCPU yet.
+    pub(super) fn new(plan: VcpuPlan, around: Surroundings) -> Self {
+        Self {
+            plan,
+            around,
+            places: Vec::new(),
+            running: false,
+        }
+    }
+
+    /// Takes the first vCPUs, the first of which enters at `entry`. They are paused.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused the entry, or there is no thread to be had.
+    pub(super) fn start(&mut self, vcpus: Vec<Vcpu>, entry: &BootEntry) -> Result<(), BuildError> {
+        if let Some(boot_vcpu) = vcpus.first() {
+            boot_vcpu.enter_at(entry)?;
+        }
+        for vcpu in vcpus {
+            let thread = self.spawn(vcpu)?;
+            self.places.push(Place {
+                thread,
+                plugged: true,
+            });
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, vcpu: Vcpu) -> Result<VcpuThread, BuildError> {
+        let Surroundings {
+            buses,
+            memory,
+            watch,
+            started,
+        } = &self.around;
+        let (buses, memory, watch) = (buses.clone(), memory.clone(), Arc::clone(watch));
+        VcpuThread::spawn(vcpu, buses, memory, watch, *started)
+            .map_err(BuildError::host("a thread for a vCPU"))
+    }
+
+    /// Number of vCPUs that are plugged in.
+    pub(super) fn count(&self) -> u32 {
+        self.places.iter().filter(|place| place.plugged).count() as u32
+    }
+
+    /// The largest number of vCPUs.
+    pub(super) fn max(&self) -> u32 {
+        self.plan.max
+    }
+
+    /// The numbers of those that are plugged in, in order.
+    pub(super) fn plugged(&self) -> impl DoubleEndedIterator<Item = u32> {
+        let plugged = |(index, place): (u32, &Place)| place.plugged.then_some(index);
+        (0..)
+            .zip(&self.places)
+            .filter_map(plugged)
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+
+    /// Plugs in vCPUs until there are `count`, and gives the numbers of the new ones. They do what the others do: run, and
+    /// wait to be started, or stand still.
+    ///
+    /// # Errors
+    ///
+    /// A vCPU cannot be made; none was plugged in.
+    pub(super) fn grow_to(&mut self, vm: &Vm, count: u32) -> Result<Vec<u32>, BuildError> {
+        let free: Vec<u32> = (0..self.plan.max)
+            .filter(|index| {
+                let place = self.places.get(*index as usize);
+                place.is_none_or(|place| !place.plugged)
+            })
+            .take(count.saturating_sub(self.count()) as usize)
+            .collect();
+        // Those that are not there yet come last, and one after the other.
+        for index in &free {
+            if (*index as usize) < self.places.len() {
+                continue;
+            }
+            let thread = self
+                .plan
+                .create(vm, *index)
+                .and_then(|vcpu| self.spawn(vcpu))?;
+            self.places.push(Place {
+                thread,
+                plugged: false,
+            });
+        }
+        for index in &free {
+            let place = &mut self.places[*index as usize];
+            place.plugged = true;
+            if self.running {
+                place.thread.resume();
+            }
+        }
+        Ok(free)
+    }
+
+    /// Takes vCPU `index` out of the guest, if it is there.
+    pub(super) fn unplug(&mut self, index: u32) {
+        if let Some(place) = self.places.get_mut(index as usize) {
+            place.plugged = false;
+            place.thread.pause().wait();
+        }
+    }
+
+    /// Returns when all are out of the guest.
+    pub(super) fn pause(&mut self) {
+        self.running = false;
+        let places = self.places.iter();
+        let pausing: Vec<_> = places.map(|place| place.thread.pause()).collect();
+        for vcpu in pausing {
+            vcpu.wait();
+        }
+    }
+
+    /// Lets those that are plugged in run.
+    pub(super) fn resume(&mut self) {
+        self.running = true;
+        for place in self.places.iter().filter(|place| place.plugged) {
+            place.thread.resume();
+        }
+    }
+
+    /// Raises a non-maskable interrupt on every vCPU.
+    pub(super) fn inject_nmi(&self) {
+        for place in self.places.iter().filter(|place| place.plugged) {
+            place.thread.inject_nmi();
+        }
+    }
+
+    pub(super) fn measure(&self) -> Vec<VcpuMetrics> {
+        let places = self.places.iter();
+        places.map(|place| place.thread.measure()).collect()
+    }
+
+    /// Ends all threads.
+    pub(super) fn clear(&mut self) {
+        self.places.clear();
+    }
+}
