@@ -2,13 +2,16 @@
 
 use arch::x86_64::boot::BootEntry;
 use arch::x86_64::{interrupts, msr, registers};
-use kvm_bindings::{CpuId, Msrs};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 use super::KvmError;
 use super::vm::Vm;
 
-/// Why a vCPU could not be made ready.
+/// IA32_KERNEL_GS_BASE: what SWAPGS puts in the place of the base of GS.
+const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
+
+/// Why a vCPU could not be made ready, or does not tell its state.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
     /// KVM refused a call.
@@ -28,6 +31,31 @@ pub enum VcpuError {
         /// Number of the register.
         register: u32,
     },
+    /// KVM does not tell one of the registers.
+    #[error("vCPU {index}: KVM does not give model-specific register {register:#x}")]
+    NoMsr {
+        /// The vCPU.
+        index: u32,
+        /// Number of the register.
+        register: u32,
+    },
+    /// It was taken off the machine.
+    #[error("vCPU {index} has ended")]
+    Ended {
+        /// The vCPU.
+        index: u32,
+    },
+}
+
+/// What a debugger wants to know of a vCPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Registers {
+    /// General registers.
+    pub general: kvm_regs,
+    /// Segment, descriptor table and control registers.
+    pub special: kvm_sregs,
+    /// IA32_KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
 }
 
 /// A vCPU in the hands of its owner.
@@ -85,6 +113,40 @@ impl Vcpu {
         let index = self.index;
         self.set_entry(entry)
             .map_err(|source| VcpuError::Kvm { index, source })
+    }
+
+    /// What the registers hold. The vCPU is out of the guest.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn registers(&self) -> Result<Registers, VcpuError> {
+        let index = self.index;
+        let general = self.fd.get_regs().map_err(KvmError::of("KVM_GET_REGS"));
+        let special = self.fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"));
+        let failed = |source| VcpuError::Kvm { index, source };
+        Ok(Registers {
+            general: general.map_err(failed)?,
+            special: special.map_err(failed)?,
+            kernel_gs_base: self.msr(MSR_KERNEL_GS_BASE)?,
+        })
+    }
+
+    fn msr(&self, register: u32) -> Result<u64, VcpuError> {
+        let index = self.index;
+        let asked = kvm_msr_entry {
+            index: register,
+            ..Default::default()
+        };
+        let mut msrs = Msrs::from_entries(&[asked]).expect("one register is not too many");
+        let given = self
+            .fd
+            .get_msrs(&mut msrs)
+            .map_err(KvmError::of("KVM_GET_MSRS"))
+            .map_err(|source| VcpuError::Kvm { index, source })?;
+        let first = msrs.as_slice()[..given].first();
+        let refused = VcpuError::NoMsr { index, register };
+        first.map(|entry| entry.data).ok_or(refused)
     }
 
     fn set_msrs(&self) -> Result<(), VcpuError> {

@@ -15,7 +15,7 @@ use super::failure::{Failure, Reason};
 use super::kick::{self, Kickable};
 use super::measure::{self, ExitCounters};
 use super::{Buses, End, Watch};
-use crate::kvm::vcpu::Vcpu;
+use crate::kvm::vcpu::{Registers, Vcpu, VcpuError};
 
 /// What a vCPU's thread is told. The sender kicks it afterwards.
 enum Command {
@@ -25,6 +25,8 @@ enum Command {
     Pause(Sender<()>),
     /// Raise a non-maskable interrupt.
     Nmi,
+    /// Tell what the registers hold.
+    Registers(Sender<Result<Registers, VcpuError>>),
 }
 
 /// A vCPU on a thread of its own. The thread ends, outside of the guest, when this is dropped.
@@ -33,6 +35,12 @@ pub struct VcpuThread {
     exits: Arc<ExitCounters>,
     inbox: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// A vCPU that was asked for its registers.
+pub struct Reading {
+    index: u32,
+    answer: Receiver<Result<Registers, VcpuError>>,
 }
 
 /// A vCPU that was told to pause.
@@ -92,6 +100,16 @@ impl VcpuThread {
         self.send(Command::Nmi);
     }
 
+    /// Asks for what the registers hold. They stay so if the vCPU is paused.
+    pub fn registers(&self) -> Reading {
+        let (sender, answer) = mpsc::channel();
+        self.send(Command::Registers(sender));
+        Reading {
+            index: self.index,
+            answer,
+        }
+    }
+
     /// What is measured of the vCPU.
     pub fn measure(&self) -> VcpuMetrics {
         VcpuMetrics {
@@ -119,6 +137,19 @@ impl Pausing {
     pub fn wait(self) {
         // The thread answers, unless it panicked, which ends the process.
         let _ = self.0.recv();
+    }
+}
+
+impl Reading {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// KVM does not tell, or the vCPU is gone.
+    pub fn wait(self) -> Result<Registers, VcpuError> {
+        let index = self.index;
+        let gone = |_| Err(VcpuError::Ended { index });
+        self.answer.recv().unwrap_or_else(gone)
     }
 }
 
@@ -193,6 +224,10 @@ impl Runner {
                     if let Err(error) = self.vcpu.fd.nmi() {
                         tracing::error!(vcpu = self.vcpu.index(), %error, "no non-maskable interrupt");
                     }
+                }
+                (Command::Registers(answer), _) => {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(self.vcpu.registers());
                 }
                 (Command::Pause(answer), before) => {
                     if let State::Running = before {

@@ -13,6 +13,7 @@
 mod attached;
 pub mod build;
 pub mod control;
+mod coredump;
 mod hotplug;
 pub mod inbox;
 mod machine;

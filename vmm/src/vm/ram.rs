@@ -11,6 +11,7 @@ use devices::virtio::mem::{DEFAULT_BLOCK_SIZE, MappedRegion, Mem, MemError, MemH
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::build::BuildError;
+use super::coredump::Piece;
 use crate::kvm::memory::{self, Backing, HugePages, MemoryError};
 use crate::kvm::vm::Vm;
 
@@ -169,6 +170,32 @@ impl MachineMemory {
             Growth::Acpi(slots) => slots.plugged().iter().map(|(_, range)| len(range)).sum(),
             Growth::VirtioMem(device) => device.plugged(),
         }
+    }
+
+    /// What a core has of it, in order: all that there was at the boot or was added, and of a device's region all up to the
+    /// last block that is plugged. The machine is paused.
+    pub(super) fn pieces(&self) -> Vec<Piece> {
+        let map = self.map.memory();
+        map.iter()
+            .filter_map(|region| {
+                let start = region.start_addr().0;
+                let all = start..start + region.len();
+                let in_use = match &self.growth {
+                    Growth::VirtioMem(device) if device.address() == start => {
+                        let plugged = device.plugged_ranges().into_iter();
+                        plugged
+                            .map(|range| start + range.start..start + range.end)
+                            .collect()
+                    }
+                    _ => vec![all],
+                };
+                let end = in_use.last()?.end;
+                Some(Piece {
+                    addresses: start..end,
+                    in_use,
+                })
+            })
+            .collect()
     }
 
     /// Asks for `desired` bytes, and gives what is to be remembered for the next boot as `hotplugged_size` beyond the

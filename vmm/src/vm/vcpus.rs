@@ -13,7 +13,7 @@ use kvm_bindings::CpuId;
 
 use super::build::BuildError;
 use crate::kvm::capabilities::Host;
-use crate::kvm::vcpu::Vcpu;
+use crate::kvm::vcpu::{Registers, Vcpu, VcpuError};
 use crate::kvm::vm::Vm;
 use crate::vcpu::{Buses, VcpuThread, Watch};
 
@@ -256,6 +256,23 @@ impl Vcpus {
     pub(super) fn measure(&self) -> Vec<VcpuMetrics> {
         let places = self.places.iter();
         places.map(|place| place.thread.measure()).collect()
+    }
+
+    /// What the registers of those that are plugged in hold, by their numbers. All are paused.
+    ///
+    /// # Errors
+    ///
+    /// KVM does not tell.
+    pub(super) fn registers(&self) -> Result<Vec<(u32, Registers)>, VcpuError> {
+        debug_assert!(!self.running);
+        let plugged = (0..).zip(&self.places).filter(|(_, place)| place.plugged);
+        let asked: Vec<_> = plugged
+            .map(|(index, place)| (index, place.thread.registers()))
+            .collect();
+        asked
+            .into_iter()
+            .map(|(index, reading)| Ok((index, reading.wait()?)))
+            .collect()
     }
 
     /// Ends all threads.

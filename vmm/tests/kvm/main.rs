@@ -1,6 +1,7 @@
 //! Tests of the VMM on /dev/kvm with guests of a few instructions, which any KVM can run.
 
 mod code;
+mod coredump;
 mod defined;
 mod guest;
 mod lifecycle;

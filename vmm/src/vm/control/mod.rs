@@ -1,6 +1,7 @@
 //! The loop that owns the machine, from its definition to its end.
 
 mod change;
+mod coredump;
 mod error;
 mod live;
 mod metrics;

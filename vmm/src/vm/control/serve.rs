@@ -54,6 +54,7 @@ impl Control {
                 Ok(Reply::Counters(live.machine().counters()))
             }
             Request::Metrics => Ok(Reply::Metrics(Box::new(self.metrics()))),
+            Request::Coredump(config) => self.coredump(&config),
             Request::Resize(config) => self.resize(config),
             Request::ResizeDisk(config) => self.resize_disk(&config),
             Request::AddDisk {
@@ -113,7 +114,7 @@ impl Control {
         }
     }
 
-    fn pause(&mut self) -> Answer {
+    pub(super) fn pause(&mut self) -> Answer {
         self.live_in(Request::Pause.verb(), VmState::Running, "a running VM")?;
         self.events.publish("vm", "pausing", &[]);
         self.change(Live::pause);
@@ -121,7 +122,7 @@ impl Control {
         Ok(Reply::Done)
     }
 
-    fn resume(&mut self) -> Answer {
+    pub(super) fn resume(&mut self) -> Answer {
         self.live_in(Request::Resume.verb(), VmState::Paused, "a paused VM")?;
         self.events.publish("vm", "resuming", &[]);
         self.change(Live::resume);

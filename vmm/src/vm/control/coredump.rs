@@ -1,0 +1,40 @@
+//! Cores of the machine.
+
+use api::request::{Answer, ApiError, CoredumpConfig, Reply, VmState};
+
+use super::Control;
+use super::serve::BOOTED;
+use crate::vm::coredump::{self, CoreFile, CoredumpError};
+
+const VERB: &str = "vm.coredump";
+
+impl Control {
+    /// Writes a core of the machine, which stands still meanwhile.
+    pub(super) fn coredump(&mut self, config: &CoredumpConfig) -> Answer {
+        let CoredumpConfig { destination_url } = config;
+        let running = self.live(VERB, BOOTED)?.vm_state() == VmState::Running;
+        let file = CoreFile::create(destination_url).map_err(answer)?;
+        self.events.publish("vm", "coredumping", &[]);
+        if running {
+            self.pause()?;
+        }
+        let written = match self.live(VERB, BOOTED) {
+            Ok(live) => coredump::write(live.machine(), file).map_err(answer),
+            Err(error) => Err(error),
+        };
+        if running {
+            self.resume()?;
+        }
+        written?;
+        self.events.publish("vm", "coredumped", &[]);
+        Ok(Reply::Done)
+    }
+}
+
+fn answer(error: CoredumpError) -> ApiError {
+    if error.is_request() {
+        ApiError::refused(VERB, &error)
+    } else {
+        ApiError::failed(VERB, &error)
+    }
+}
