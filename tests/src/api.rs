@@ -33,6 +33,11 @@ impl Api {
         }
     }
 
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Waits until the API answers.
     pub fn wait(&self) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(120);

@@ -13,6 +13,7 @@ pub mod assets;
 mod disk;
 mod guest;
 mod network;
+pub mod report;
 mod running;
 mod shell;
 pub mod tiny;

@@ -53,6 +53,8 @@ fn help_fits_80_columns_and_lists_the_flags() -> Result<()> {
             "--shutdown-timeout",
             "--log-file",
             "check",
+            "ctl",
+            "completions",
             "Exit status",
             "Escape",
         ],
@@ -117,11 +119,7 @@ fn topology_that_does_not_fit_the_cpus_is_refused() -> Result<()> {
 
 #[test]
 fn features_of_later_releases_are_refused_by_name() -> Result<()> {
-    for args in [
-        ["--console", "tty"],
-        ["--api-socket", "/tmp/api.sock"],
-        ["--event-monitor", "path=/tmp/events"],
-    ] {
+    for args in [["--console", "tty"], ["--firmware", "/nowhere"]] {
         let message = refused(&["--kernel", "/nowhere", args[0], args[1]])?;
         mentions(&message, &[args[0].trim_start_matches('-')]);
     }
@@ -184,5 +182,42 @@ fn check_as_json_is_json() -> Result<()> {
     let output = podvisor(&["check", "--json"])?.output()?;
     let value: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     assert!(value.is_array() || value.is_object(), "{value}");
+    Ok(())
+}
+
+#[test]
+fn ctl_tells_of_a_socket_without_a_vmm() -> Result<()> {
+    let args = ["ctl", "--api-socket", "/no/such/socket", "ping"];
+    let output = podvisor(&args)?.assert().code(1).get_output().clone();
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let message = String::from_utf8(output.stderr)?;
+    mentions(&message, &["--api-socket /no/such/socket", "no VMM"]);
+    Ok(())
+}
+
+#[test]
+fn ctl_refuses_bad_usage_before_it_calls() -> Result<()> {
+    let ctl =
+        |words: &[&str]| refused(&[&["ctl", "--api-socket", "/no/such/socket"], words].concat());
+    mentions(&ctl(&["fly"])?, &["fly"]);
+    mentions(&ctl(&["add-disk", "path=/d,colour=red"])?, &["colour"]);
+    mentions(&ctl(&["add-disk", "fd=77"])?, &["fd 77"]);
+    mentions(&ctl(&["create", "/no/such/file"])?, &["/no/such/file"]);
+    mentions(&refused(&["ctl", "ping"])?, &["--api-socket"]);
+    Ok(())
+}
+
+#[test]
+fn completions_and_the_manual_page_are_printed() -> Result<()> {
+    for args in [
+        &["completions", "bash"][..],
+        &["completions", "zsh"],
+        &["completions", "fish"],
+        &["man"],
+    ] {
+        let output = podvisor(args)?.assert().success().get_output().clone();
+        mentions(&String::from_utf8(output.stdout)?, &["podvisor", "ping"]);
+    }
+    mentions(&refused(&["completions", "tcsh"])?, &["tcsh", "zsh"]);
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use api::config::ConfigError;
 
+use crate::cmd::ctl::UsageError;
 use crate::cmd::outside::OutsideError;
 use crate::logging::LogError;
 use crate::vm::control::{Outcome, RunError};
@@ -36,7 +37,8 @@ impl ExitStatus {
                 if let Some(error) = cause.downcast_ref::<OutsideError>() {
                     return error.is_configuration().then_some(Self::Configuration);
                 }
-                let configuration = cause.is::<ConfigError>() || cause.is::<LogError>();
+                let configuration =
+                    cause.is::<ConfigError>() || cause.is::<LogError>() || cause.is::<UsageError>();
                 configuration.then_some(Self::Configuration)
             })
             .unwrap_or(Self::Failure)

@@ -225,3 +225,22 @@ impl FromStr for DiskConfig {
         option::parse(text)
     }
 }
+
+/// A disk that a client adds. `path=PATH[,...]` as for [`DiskConfig`], or `fd=N[,...]` with a descriptor of the image or
+/// block device in place of the path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddedDisk {
+    /// The disk.
+    pub config: DiskConfig,
+    /// Number that the descriptor has in the client; at least 3.
+    pub fd: Option<i32>,
+}
+
+impl FromStr for AddedDisk {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (config, fd) = option::parse_with_fd(text)?;
+        Ok(Self { config, fd })
+    }
+}

@@ -48,12 +48,13 @@ pub use console::{ConsoleConfig, ConsoleOutputMode, DebugConsoleConfig};
 pub use cpus::{
     CoreScheduling, CpuAffinity, CpuFeatures, CpuProfile, CpuTopology, CpusConfig, MAX_VCPUS,
 };
-pub use disk::{DiskConfig, ImageType, LockGranularity, VirtQueueAffinity};
+pub use disk::{AddedDisk, DiskConfig, ImageType, LockGranularity, VirtQueueAffinity};
 pub use endpoint::EndpointConfig;
 pub use error::ConfigError;
 pub use mac::MacAddr;
 pub use memory::{HotplugMethod, MemoryConfig};
 pub use net::{NetConfig, VhostMode};
+pub use option::split_pairs;
 pub use payload::PayloadConfig;
 pub use platform::PlatformConfig;
 pub use rate_limiter::{RateLimiterConfig, TokenBucket};

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::ConfigError;
-use super::section::Section;
+use super::section::{NONE_PASSED, Passed, Section};
 use de::{OptionError, PairsDeserializer};
 
 /// A type that can be given as an option string.
@@ -47,6 +47,12 @@ impl Pairs {
         self.pairs.push((key.to_owned(), value.to_owned()));
     }
 
+    /// Takes out the value of a key.
+    fn take(&mut self, key: &str) -> Option<String> {
+        let index = self.pairs.iter().position(|(name, _)| name == key)?;
+        Some(self.pairs.remove(index).1)
+    }
+
     /// Takes out the words that stand without a value.
     pub(crate) fn take_words(&mut self) -> Vec<String> {
         std::mem::take(&mut self.words)
@@ -71,7 +77,61 @@ impl Pairs {
 /// What is wrong first; the field is named as on the command line.
 pub(crate) fn parse<T: OptionString>(text: &str) -> Result<T, ConfigError> {
     let keys = Keys::of::<T>();
+    let pairs = keys.split(text)?;
+    read(text, &keys, pairs, NONE_PASSED)
+}
+
+/// Reads a type that may be backed by a descriptor, whose number is given as `fd=N` beside the keys of the type, and
+/// checks it.
+///
+/// # Errors
+/// What is wrong first; the field is named as on the command line.
+pub(crate) fn parse_with_fd<T: OptionString>(text: &str) -> Result<(T, Option<i32>), ConfigError> {
+    let keys = Keys {
+        beside: &[FD],
+        ..Keys::of::<T>()
+    };
     let mut pairs = keys.split(text)?;
+    let fd = pairs.take(FD).map(|value| number_of_open(&value));
+    let fd = fd.transpose()?;
+    let value = read(text, &keys, pairs, &|_| usize::from(fd.is_some()))?;
+    Ok((value, fd))
+}
+
+/// Splits an option string into keys and values, whatever the keys are.
+///
+/// # Errors
+/// What is not `key=value`, or has a quote or bracket that is not closed.
+pub fn split_pairs(text: &str) -> Result<Vec<(String, String)>, ConfigError> {
+    let mut pairs = Pairs::default();
+    for item in split_outside(text, ',')? {
+        let Some((key, value)) = item.split_once('=') else {
+            return Err(ConfigError::Syntax {
+                found: item.to_owned(),
+                problem: "expected key=value".to_owned(),
+            });
+        };
+        pairs.push(key.trim(), &unquoted(value));
+    }
+    pairs.refuse_duplicates()?;
+    Ok(pairs.pairs)
+}
+
+const FD: &str = "fd";
+
+fn number_of_open(value: &str) -> Result<i32, ConfigError> {
+    let number = value.parse().ok().filter(|number| *number > 2);
+    let problem = "expected the number of a descriptor above 2, as 0 to 2 are the terminal's";
+    number.ok_or_else(|| ConfigError::invalid(FD, value, problem))
+}
+
+/// Reads a type from the pairs that `text` consists of. So many descriptors are `passed` with it.
+fn read<T: OptionString>(
+    text: &str,
+    keys: &Keys,
+    mut pairs: Pairs,
+    passed: Passed<'_>,
+) -> Result<T, ConfigError> {
     T::complete(&mut pairs);
     pairs.refuse_duplicates()?;
     let deserializer = PairsDeserializer::new(&pairs.pairs, T::RENAMES);
@@ -83,7 +143,7 @@ pub(crate) fn parse<T: OptionString>(text: &str) -> Result<T, ConfigError> {
         },
     })?;
     value
-        .validate()
+        .validate_with(passed)
         .map_err(|error| error.map_field(|field| keys.on_command_line(field, &pairs)))?;
     Ok(value)
 }
@@ -95,6 +155,8 @@ struct Keys {
     json_only: &'static [&'static str],
     unsupported: &'static [&'static str],
     words: &'static [&'static str],
+    /// Keys that are no fields of the type.
+    beside: &'static [&'static str],
 }
 
 impl Keys {
@@ -105,6 +167,7 @@ impl Keys {
             json_only: T::JSON_ONLY,
             unsupported: T::UNSUPPORTED,
             words: T::WORDS,
+            beside: &[],
         }
     }
 
@@ -126,6 +189,7 @@ impl Keys {
                 .then_some((field, field));
                 renamed.chain(unchanged)
             })
+            .chain(self.beside.iter().map(|&key| (key, key)))
     }
 
     /// The keys worth naming to somebody who mistyped one: those of which a value other than the default is taken.

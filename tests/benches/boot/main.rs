@@ -8,7 +8,6 @@
 
 mod memory;
 mod peers;
-mod report;
 mod trace;
 
 use std::env;
@@ -21,11 +20,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use peers::{MEMORY, Payload, Peer};
-use report::{FIGURES, Row};
+use tests::report::{self, Figure, Row};
 use trace::Trace;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const SETTLE: u32 = 3;
+
+const FIGURES: [Figure; 6] = [
+    ("start to KVM_RUN", "ms"),
+    ("start to kernel", "ms"),
+    ("start to /init", "ms"),
+    ("start to exit", "ms"),
+    ("peak overhead", "KiB"),
+    ("settled overhead", "KiB"),
+];
 
 fn main() -> Result<()> {
     // Cargo adds flags such as --bench.
@@ -39,10 +47,7 @@ fn main() -> Result<()> {
     let peers = peers::peers()?;
     let mut rows: Vec<_> = peers
         .iter()
-        .map(|peer| Row {
-            name: peer.name,
-            figures: FIGURES.map(|_| Vec::new()),
-        })
+        .map(|peer| Row::new(peer.name, &FIGURES))
         .collect();
 
     // In turn, so that a change of the machine's own speed meets all of them.
@@ -56,20 +61,18 @@ fn main() -> Result<()> {
             );
             // The first run fills caches.
             if run > 0 {
-                for (values, value) in row.figures.iter_mut().zip(spans.into_iter().chain(memory)) {
-                    values.push(value);
-                }
+                row.push(spans.into_iter().chain(memory));
             }
         }
     }
 
-    print!("{}", report::table(&rows));
+    print!("{}", report::table(&FIGURES, &rows));
     let results = env::var_os("LAB_RESULTS").unwrap_or_else(|| "target".into());
     fs::create_dir_all(&results)?;
     let path = Path::new(&results).join("boot.json");
     fs::write(
         &path,
-        serde_json::to_string_pretty(&report::json(&rows, runs))?,
+        serde_json::to_string_pretty(&report::json(&FIGURES, &rows, runs))?,
     )?;
     Ok(())
 }

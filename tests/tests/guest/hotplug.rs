@@ -8,6 +8,8 @@ use tests::{Disk, Guest, Network, Shell, assets};
 fn start(guest: Guest) -> Result<(Shell, Api)> {
     let mut shell = Shell::start(guest.kernel(assets::vmlinux()?).api())?;
     let api = shell.vmm().api()?;
+    // What udev would do when a device appears.
+    shell.run("modprobe -a virtio_blk virtio_net")?;
     Ok((shell, api))
 }
 
@@ -155,6 +157,16 @@ fn memory_is_added_by_acpi() -> Result<()> {
     // It is used: more than there was at the boot.
     shell.run("mount -t tmpfs -o size=400m none /mnt")?;
     shell.run("dd if=/dev/zero of=/mnt/file bs=1M count=300 2>/dev/null && umount /mnt")?;
+    // It goes in the pieces in which it came, once the guest has emptied them.
+    let part = api.put_json("vm.resize", &json!({"desired_ram": 384 << 20}))?;
+    assert_eq!(part.status, 400, "{part:?}");
+    api.done("vm.resize", Some(&json!({"desired_ram": 256 << 20})))?;
+    tests::eventually("the memory is gone", || {
+        Ok(api.get("vm.info")?.body["memory_actual_size"] == 256 << 20)
+    })?;
+    shell.run_until(MEMORY, &before.to_string())?;
+    api.done("vm.resize", Some(&json!({"desired_ram": 512 << 20})))?;
+    shell.run_until(MEMORY, &(before + 256).to_string())?;
     api.done("vm.reboot", None)?;
     shell.wait_for_boot()?;
     shell.run_until(MEMORY, &(before + 256).to_string())?;

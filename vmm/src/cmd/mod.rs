@@ -1,17 +1,20 @@
 //! The command line: one file per subcommand, and [`main`], which turns what they return into an exit status.
 
 pub mod check;
+pub mod ctl;
+pub mod generate;
 pub mod outside;
 mod panic;
 pub mod run;
 
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::exit_status::ExitStatus;
 
@@ -25,6 +28,7 @@ use crate::exit_status::ExitStatus;
     about,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
+    subcommand_value_name = "COMMAND",
     max_term_width = 80,
     after_help = EXIT_STATUS
 )]
@@ -43,6 +47,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Call the API of a running VMM
+    #[command(after_help = ctl::EXIT_STATUS, subcommand_value_name = "VERB", subcommand_help_heading = "Verbs")]
+    Ctl(Box<ctl::Args>),
+    /// Print a script that completes what is typed in a shell
+    Completions {
+        /// The shell
+        shell: generate::Shell,
+    },
+    /// Print the manual page, which man -l - shows
+    Man,
 }
 
 const EXIT_STATUS: &str = "\
@@ -67,6 +81,11 @@ pub fn main(started: Instant) -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Check { json }) => check::run(json),
+        Some(Command::Ctl(args)) => ctl::run(*args),
+        Some(Command::Completions { shell }) => {
+            printed(|stdout| generate::completions(Cli::command(), shell, stdout))
+        }
+        Some(Command::Man) => printed(|stdout| generate::manual(Cli::command(), stdout)),
         None => run::run(cli.run, started),
     };
     match result {
@@ -86,6 +105,24 @@ fn version_line(name: &OsStr) -> Option<String> {
         .then(|| format!("cloud-hypervisor v{}", api::CLOUD_HYPERVISOR_VERSION))
 }
 
+/// Prints something that cannot fail but for a closed standard output.
+fn printed(
+    print: impl FnOnce(&mut io::StdoutLock<'_>) -> io::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let mut stdout = io::stdout().lock();
+    let result = print(&mut stdout).and_then(|()| stdout.flush());
+    unless_nobody_reads(result).context("cannot write to standard output")?;
+    Ok(ExitStatus::Success.into())
+}
+
+/// The same result, but for a reader that has gone because it has read enough: that is no failure.
+fn unless_nobody_reads(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
 /// Says on stderr how the process ends. Nothing is left to do if that is closed: the status still tells.
 fn tell(message: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "podvisor: {message}");
@@ -93,8 +130,6 @@ fn tell(message: impl std::fmt::Display) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(flags: &[&str]) -> Result<Cli, clap::Error> {
@@ -110,16 +145,17 @@ mod tests {
 
     #[test]
     fn help_fits_80_columns() {
+        fn check(command: &mut clap::Command) {
+            for text in [command.render_help(), command.render_long_help()] {
+                for line in text.to_string().lines() {
+                    assert!(line.chars().count() <= 80, "{line:?}");
+                }
+            }
+            command.get_subcommands_mut().for_each(check);
+        }
         let mut command = Cli::command();
         command.build();
-        let short = command.render_help();
-        let long = command.render_long_help();
-        let check = command.find_subcommand_mut("check").unwrap().render_help();
-        for text in [short, long, check] {
-            for line in text.to_string().lines() {
-                assert!(line.chars().count() <= 80, "{line:?}");
-            }
-        }
+        check(&mut command);
     }
 
     #[test]

@@ -368,3 +368,51 @@ fn flags_are_well_formed_and_the_help_fits_80_columns() {
         assert!(line.chars().count() <= 80, "{line:?}");
     }
 }
+
+#[test]
+fn disk_that_is_added_may_have_a_descriptor_in_place_of_its_path() {
+    let disk: AddedDisk = "fd=7,id=data,readonly=on".parse().unwrap();
+    assert_eq!(disk.fd, Some(7));
+    let expected = DiskConfig {
+        id: Some("data".to_owned()),
+        readonly: true,
+        ..DiskConfig::default()
+    };
+    assert_eq!(disk.config, expected);
+    let disk: AddedDisk = "path=/d.img".parse().unwrap();
+    assert_eq!((disk.config.path, disk.fd), (Some("/d.img".into()), None));
+}
+
+#[test]
+fn descriptor_of_a_disk_is_refused_where_it_makes_no_sense() {
+    for (text, part) in [
+        ("fd=2", "above 2"),
+        ("fd=many", "bad value many for fd"),
+        ("fd=3,path=/d.img", "either a path or a descriptor"),
+        ("fd=", "path is missing"),
+        ("fd=3,fd=4", "more than once"),
+        ("colour=red", ", id, image_type, fd"),
+    ] {
+        let error = text.parse::<AddedDisk>().unwrap_err().to_string();
+        assert!(error.contains(part), "{text:?}: {error}");
+    }
+    let error = "fd=3".parse::<DiskConfig>().unwrap_err().to_string();
+    assert!(error.starts_with("unknown key \"fd\""), "{error}");
+}
+
+#[test]
+fn pairs_of_any_keys_are_split_outside_quotes_and_brackets() {
+    let pairs = split_pairs("a=1,b=\"x,y\",c=[1,2],d=").unwrap();
+    let expected = [("a", "1"), ("b", "x,y"), ("c", "[1,2]"), ("d", "")];
+    let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(pairs, expected);
+    for (text, part) in [
+        ("a", "expected key=value"),
+        ("", "expected key=value"),
+        ("a=1,a=2", "more than once"),
+        ("a=[1", "a ] for each ["),
+    ] {
+        let error = split_pairs(text).unwrap_err().to_string();
+        assert!(error.contains(part), "{text:?}: {error}");
+    }
+}

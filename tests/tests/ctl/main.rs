@@ -1,0 +1,3 @@
+//! `podvisor ctl` against a VMM that runs.
+
+mod kvm;

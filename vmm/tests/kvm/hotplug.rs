@@ -1,0 +1,266 @@
+//! Devices, vCPUs and memory that come while a guest runs, and go because it gives them up: here, a guest that gives up
+//! everything at once and for ever.
+
+use std::fs;
+
+use api::config::{ByteSize, DiskConfig};
+use api::request::{
+    ApiError, Descriptors, PciDeviceInfo, RemoveDeviceConfig, Reply, Request, ResizeConfig,
+    Service, VmInfo,
+};
+use arch::x86_64::layout;
+use devices::acpi::hotplug::units::{SELECT, STATUS, Status};
+use devices::acpi::hotplug::{HotplugError, pci};
+use vmm::vm::ram::ResizeMemoryError;
+
+use crate::code::{BASE, Code};
+use crate::guest::{Run, Setup, eventually};
+
+fn register(page: layout::AddressRange, offset: u64) -> u32 {
+    u32::try_from(page.start + offset).unwrap()
+}
+
+/// Ejects, for ever, what is in the PCI slots from 2 on: the entropy device is in slot 1.
+fn ejects_devices() -> Code {
+    let eject = register(layout::ACPI_PCI_HOTPLUG, pci::EJECT);
+    Code::new().store32(eject, !0b11).jump(BASE)
+}
+
+/// Ejects, for ever, unit `index` behind the registers in `page`.
+fn ejects(page: layout::AddressRange, index: u32) -> Code {
+    Code::new()
+        .store32(register(page, SELECT), index)
+        .store32(register(page, STATUS), Status::EJECT.bits())
+        .jump(BASE)
+}
+
+fn info(run: &Run) -> Box<VmInfo> {
+    match run.mailbox.call(Request::Info) {
+        Ok(Reply::Info(info)) => info,
+        other => panic!("vm.info answers {other:?}"),
+    }
+}
+
+fn end(run: Run) {
+    run.mailbox.call(Request::ShutdownVmm).unwrap();
+    run.wait().unwrap();
+}
+
+fn add_disk(run: &Run, setup: &Setup, id: Option<&str>) -> Result<PciDeviceInfo, ApiError> {
+    let config = DiskConfig {
+        path: Some(setup.path("disk")),
+        id: id.map(str::to_owned),
+        ..DiskConfig::default()
+    };
+    let request = Request::AddDisk {
+        config: Box::new(config),
+        descriptors: Descriptors::none(),
+    };
+    match run.mailbox.call(request)? {
+        Reply::Device(info) => Ok(info),
+        other => panic!("vm.add-disk answers {other:?}"),
+    }
+}
+
+/// How many threads and descriptors this process has.
+fn counts() -> [usize; 2] {
+    ["task", "fd"].map(|what| fs::read_dir(format!("/proc/self/{what}")).unwrap().count())
+}
+
+#[test]
+fn device_that_the_guest_gives_up_is_gone_with_all_that_it_had() {
+    let setup = Setup::new(ejects_devices());
+    fs::write(setup.path("disk"), [0; 4096]).unwrap();
+    let run = setup.start();
+    let mut before = None;
+    for _ in 0..200 {
+        let info_of_disk = add_disk(&run, &setup, Some("plugged")).unwrap();
+        assert_eq!(info_of_disk.bdf, "0000:00:02.0");
+        eventually("the eject", || info(&run).config.disks.is_empty());
+        assert!(!info(&run).device_tree.unwrap().contains_key("plugged"));
+        // The first round may have made what stays.
+        let now = counts();
+        assert_eq!(*before.get_or_insert(now), now);
+    }
+    end(run);
+}
+
+#[test]
+fn device_stays_as_long_as_the_guest_keeps_it() {
+    let setup = Setup::new(Code::new().stop());
+    fs::write(setup.path("disk"), [0; 4096]).unwrap();
+    let run = setup.start();
+    let first = add_disk(&run, &setup, None).unwrap();
+    let second = add_disk(&run, &setup, None).unwrap();
+    assert_ne!((&first.id, &first.bdf), (&second.id, &second.bdf));
+    let taken = add_disk(&run, &setup, Some(&first.id)).unwrap_err();
+    assert_eq!(taken.status(), 409, "{taken:?}");
+    let remove = |id: &str| {
+        let id = id.to_owned();
+        run.mailbox
+            .call(Request::RemoveDevice(RemoveDeviceConfig { id }))
+    };
+    assert_eq!(remove(&first.id), Ok(Reply::Done));
+    assert_eq!(remove("nobody").unwrap_err().status(), 404);
+    let rng = info(&run).config.rng.id.unwrap();
+    assert_eq!(remove(&rng).unwrap_err().status(), 400);
+    assert_eq!(info(&run).config.disks.len(), 2);
+    end(run);
+}
+
+#[test]
+fn device_that_cannot_be_opened_leaves_nothing_behind() {
+    let setup = Setup::new(Code::new().stop());
+    let run = setup.start();
+    let before = info(&run);
+    let mut first = None;
+    for _ in 0..20 {
+        let error = add_disk(&run, &setup, Some("plugged")).unwrap_err();
+        assert_eq!(error.status(), 400, "{error:?}");
+        // A thread that helped to build the machine may be on its way out at first.
+        eventually("its end", || {
+            let now = counts();
+            let first = *first.get_or_insert(now);
+            now[0] <= first[0] && now[1] <= first[1]
+        });
+        assert!(
+            error.messages().concat().contains("cannot open"),
+            "{error:?}"
+        );
+    }
+    assert_eq!(info(&run), before);
+    end(run);
+}
+
+#[test]
+fn bus_that_is_full_refuses_another_device_and_keeps_the_others() {
+    let setup = Setup::new(Code::new().stop());
+    fs::write(setup.path("disk"), [0; 4096]).unwrap();
+    let run = setup.start();
+    // 32 slots, less the host bridge and the entropy device.
+    for _ in 0..30 {
+        add_disk(&run, &setup, None).unwrap();
+    }
+    let before = counts();
+    let error = add_disk(&run, &setup, None).unwrap_err();
+    assert!(
+        error.messages().concat().contains("no free PCI slot"),
+        "{error:?}"
+    );
+    assert_eq!(counts(), before);
+    assert_eq!(info(&run).config.disks.len(), 30);
+    end(run);
+}
+
+#[test]
+fn vcpus_come_and_go_as_the_guest_gives_them_up() {
+    let mut setup = Setup::new(ejects(layout::ACPI_CPU_HOTPLUG, 1));
+    setup.config.cpus.max_vcpus = 4;
+    let run = setup.start();
+    let resize = |count| {
+        run.mailbox.call(Request::Resize(ResizeConfig {
+            desired_vcpus: Some(count),
+            ..ResizeConfig::default()
+        }))
+    };
+    for _ in 0..20 {
+        assert_eq!(resize(2), Ok(Reply::Done));
+        eventually("the eject", || info(&run).config.cpus.boot_vcpus == 1);
+    }
+    for count in [0, 5] {
+        assert_eq!(resize(count).unwrap_err().status(), 400);
+    }
+    end(run);
+}
+
+#[test]
+fn vcpus_that_the_guest_was_asked_to_give_up_are_awaited() {
+    let mut setup = Setup::new(Code::new().stop());
+    setup.config.cpus.boot_vcpus = 2;
+    setup.config.cpus.max_vcpus = 2;
+    let run = setup.start();
+    let resize = |count| {
+        run.mailbox.call(Request::Resize(ResizeConfig {
+            desired_vcpus: Some(count),
+            ..ResizeConfig::default()
+        }))
+    };
+    assert_eq!(resize(1), Ok(Reply::Done));
+    let pending = resize(2).unwrap_err();
+    assert_eq!(pending.status(), 429, "{pending:?}");
+    end(run);
+}
+
+fn resize_memory(run: &Run, mib: u64) -> Result<Reply, ApiError> {
+    run.mailbox.call(Request::Resize(ResizeConfig {
+        desired_ram: Some(mib << 20),
+        ..ResizeConfig::default()
+    }))
+}
+
+#[test]
+fn memory_comes_in_blocks_and_goes_as_the_guest_gives_it_up() {
+    let mut setup = Setup::new(ejects(layout::ACPI_MEMORY_HOTPLUG, 0));
+    setup.config.memory.hotplug_size = Some(ByteSize::mib(512));
+    let run = setup.start();
+    // More rounds than there are slots, here or in KVM's table if one were lost in each.
+    for _ in 0..40 {
+        resize_memory(&run, 16 + 128).unwrap();
+        eventually("the eject", || info(&run).memory_actual_size == 16 << 20);
+    }
+    for mib in [15, 17, 16 + 513, 16 + 640] {
+        let error = resize_memory(&run, mib).unwrap_err();
+        assert_eq!(error.status(), 400, "{error:?}");
+    }
+    end(run);
+}
+
+#[test]
+fn memory_that_was_added_is_there_after_a_reboot_and_goes_in_its_pieces() {
+    let mut setup = Setup::new(Code::new().stop());
+    setup.config.memory.hotplug_size = Some(ByteSize::mib(512));
+    let run = setup.start();
+    let size = || info(&run).memory_actual_size >> 20;
+    resize_memory(&run, 16 + 128).unwrap();
+    resize_memory(&run, 16 + 384).unwrap();
+    assert_eq!(size(), 16 + 384);
+    let error = resize_memory(&run, 16 + 256).unwrap_err();
+    assert_eq!(error.status(), 400, "{error:?}");
+    // What can be had is named: both pieces, the first alone, none.
+    let text = error.messages().concat();
+    let sizes = [16 + 384, 16 + 128, 16].map(|mib: u64| (mib << 20).to_string());
+    assert!(text.contains(&sizes.join(", ")), "{text}");
+    run.mailbox.call(Request::Reboot).unwrap();
+    assert_eq!(size(), 16 + 384);
+    // It is part of the memory that the machine boots with now.
+    assert_eq!(resize_memory(&run, 16 + 128).unwrap_err().status(), 400);
+    resize_memory(&run, 16 + 512).unwrap();
+    assert_eq!(size(), 16 + 512);
+    end(run);
+}
+
+#[test]
+fn machine_without_room_keeps_its_memory() {
+    let setup = Setup::new(Code::new().stop());
+    let run = setup.start();
+    resize_memory(&run, 16).unwrap();
+    let error = resize_memory(&run, 32).unwrap_err();
+    assert_eq!(error.status(), 400, "{error:?}");
+    assert!(
+        error.messages().concat().contains("hotplug_size"),
+        "{error:?}"
+    );
+    end(run);
+}
+
+#[test]
+fn host_that_fails_is_not_the_fault_of_the_request() {
+    let notify = HotplugError::Notify(std::io::Error::other("x"));
+    assert!(!ResizeMemoryError::Plug(notify).is_request());
+    let unit = ResizeMemoryError::Unit {
+        desired: 1,
+        now: 0,
+        unit: 2,
+    };
+    assert!(unit.is_request());
+}
