@@ -1,7 +1,7 @@
 //! The files that guests are made of, and the binary under test.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -46,8 +46,45 @@ pub fn tools() -> Result<PathBuf> {
     cached("tools.img")
 }
 
+/// A Python interpreter that has what `tests/requirements.txt` lists.
+pub fn python() -> Result<PathBuf> {
+    let environment = cache().join("python");
+    let path = environment.join("bin/python");
+    ensure!(
+        path.is_file(),
+        "there is no {}; make it with: python3 -m venv {2} && {2}/bin/pip install -r {}",
+        path.display(),
+        ours("requirements.txt").display(),
+        environment.display(),
+    );
+    Ok(path)
+}
+
+/// Prometheus' `promtool`.
+pub fn promtool() -> Result<PathBuf> {
+    let path = cache().join("promtool");
+    ensure!(
+        path.is_file(),
+        "there is no {}; run the tests with ./tests/run kvm, which brings it",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// A file of the tests' own sources, by its path within `tests/`.
+pub fn ours(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
 fn cached(name: &str) -> Result<PathBuf> {
-    let base = match (
+    let path = cache().join(name);
+    ensure!(path.is_file(), "there is no {}; {HOW}", path.display());
+    Ok(path)
+}
+
+/// Where `./tests/run` keeps what it fetched and made.
+fn cache() -> PathBuf {
+    match (
         env::var_os("PODVISOR_CACHE"),
         env::var_os("XDG_CACHE_HOME"),
         env::var_os("HOME"),
@@ -56,8 +93,5 @@ fn cached(name: &str) -> Result<PathBuf> {
         (None, Some(caches), _) => PathBuf::from(caches).join("podvisor"),
         (None, None, Some(home)) => PathBuf::from(home).join(".cache/podvisor"),
         (None, None, None) => PathBuf::from("/root/.cache/podvisor"),
-    };
-    let path = base.join(name);
-    ensure!(path.is_file(), "there is no {}; {HOW}", path.display());
-    Ok(path)
+    }
 }

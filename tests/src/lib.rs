@@ -21,5 +21,5 @@ pub mod tiny;
 pub use disk::Disk;
 pub use guest::Guest;
 pub use network::Network;
-pub use running::{Finished, Running, eventually, vmm_without_machine};
+pub use running::{Finished, Running, confined_vmm, eventually, vmm_without_machine};
 pub use shell::Shell;

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -86,6 +87,14 @@ impl Running {
     /// What the VMM has said on standard error so far.
     pub fn messages(&self) -> String {
         self.stderr.text()
+    }
+
+    /// Memory of the process that is in RAM now, in KiB.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let size = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let size = size.and_then(|size| size.split_whitespace().next());
+        Ok(size.context("VmRSS")?.parse()?)
     }
 
     /// How many entries /proc/PID/`what` has: `task` for threads, `fd` for descriptors.
@@ -259,6 +268,27 @@ pub fn vmm_without_machine(files: &Path) -> Result<Running> {
     let mut command = Command::new(assets::podvisor()?);
     command.arg("--api-socket").arg(dir.path().join(API_SOCKET));
     Running::spawn(command, dir)
+}
+
+/// A VMM without a machine that can harm nothing: as nobody, in a root of its own, of which `shared` is the part that both
+/// sides see (`/shared` there). Its API is at `shared/api.sock`.
+pub fn confined_vmm() -> Result<(Running, PathBuf)> {
+    ensure!(
+        fs::metadata("/proc/self")?.uid() == 0,
+        "only root can confine a VMM; run the tests as root"
+    );
+    let dir = tempfile::tempdir()?;
+    let shared = dir.path().join("shared");
+    fs::create_dir(&shared)?;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--net"])
+        .arg(assets::ours("schemathesis/confined"))
+        .arg(dir.path())
+        .arg(assets::podvisor()?)
+        .args(["--api-socket", "/shared/api.sock"]);
+    let running = Running::spawn(command, dir)?;
+    Ok((running, shared))
 }
 
 /// Waits until `condition` holds.

@@ -69,6 +69,22 @@ fn version_is_told() -> Result<()> {
 }
 
 #[test]
+fn version_of_the_api_is_told_under_the_name_of_cloud_hypervisor() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let link = dir.path().join("cloud-hypervisor");
+    std::os::unix::fs::symlink(fs::canonicalize(assets::podvisor()?)?, &link)?;
+    for flag in ["--version", "-V"] {
+        Command::new(&link)
+            .arg(flag)
+            .assert()
+            .success()
+            .stdout("cloud-hypervisor v54.0.0\n")
+            .stderr("");
+    }
+    Ok(())
+}
+
+#[test]
 fn missing_kernel_flag_is_refused() -> Result<()> {
     mentions(&refused(&["--memory", "size=128M"])?, &["kernel"]);
     Ok(())

@@ -96,7 +96,6 @@ pub enum CoreScheduling {
 
 /// CPU model shown to the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
 pub enum CpuProfile {
     /// That of the host, as far as KVM supports it.
     #[default]

@@ -73,6 +73,11 @@ pub struct DiskConfig {
     pub sparse: bool,
     /// What part of the file is locked against other users. Only the default.
     pub lock_granularity: LockGranularity,
+    /// Whether io_uring is done without where there is one. Only `false`. `_disable_io_uring` on the command line.
+    pub disable_io_uring: bool,
+    /// Whether Linux' older asynchronous I/O is done without, which is never used. Only `false`. `_disable_aio` on the
+    /// command line.
+    pub disable_aio: bool,
 }
 
 /// Format of a disk image.
@@ -133,6 +138,8 @@ impl Default for DiskConfig {
             backing_files: false,
             sparse: true,
             lock_granularity: LockGranularity::default(),
+            disable_io_uring: false,
+            disable_aio: false,
         }
     }
 }
@@ -152,6 +159,8 @@ impl Section for DiskConfig {
         "backing_files",
         "sparse",
         "lock_granularity",
+        "disable_io_uring",
+        "disable_aio",
     ];
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -214,7 +223,17 @@ impl DiskConfig {
 impl OptionString for DiskConfig {
     const RENAMES: &'static [(&'static str, &'static str)] = &{
         let [a, b, c, d, e, f] = RATE_LIMITER_RENAMES;
-        [("socket", "vhost_socket"), a, b, c, d, e, f]
+        [
+            ("socket", "vhost_socket"),
+            ("_disable_io_uring", "disable_io_uring"),
+            ("_disable_aio", "disable_aio"),
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+        ]
     };
 }
 

@@ -24,9 +24,9 @@ pub struct PayloadConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub initramfs: Option<PathBuf>,
-    /// Command line of the kernel. At most 2047 bytes.
+    /// Command line of the kernel. At most 2047 characters, in ASCII.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 2047, pattern = "^[^\\x00]*$")]
+    #[schema(max_length = 2047, pattern = "^[\\x01-\\x7F]*$")]
     pub cmdline: Option<String>,
     /// File of a firmware to boot instead of a kernel. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,11 +59,11 @@ impl Section for PayloadConfig {
                     format!("expected at most {MAX_CMDLINE} bytes"),
                 ));
             }
-            if cmdline.bytes().any(|byte| byte == 0) {
+            if !cmdline.is_ascii() || cmdline.contains('\0') {
                 return Err(ConfigError::invalid(
                     "cmdline",
                     format!("{cmdline:?}"),
-                    "expected no NUL byte",
+                    "expected ASCII characters without NUL",
                 ));
             }
         }

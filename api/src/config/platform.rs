@@ -53,6 +53,9 @@ pub struct PlatformConfig {
     pub sev_snp: bool,
     /// Whether VFIO uses iommufd. Only `false`.
     pub iommufd: bool,
+    /// Descriptor of an iommufd. Not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iommufd_fd: Option<i32>,
     /// Whether VFIO devices may reach each other. Only `true`.
     pub vfio_p2p_dma: bool,
 }
@@ -75,6 +78,7 @@ impl Default for PlatformConfig {
             tdx: false,
             sev_snp: false,
             iommufd: false,
+            iommufd_fd: None,
             vfio_p2p_dma: true,
         }
     }
@@ -97,6 +101,7 @@ impl Section for PlatformConfig {
         "tdx",
         "sev_snp",
         "iommufd",
+        "iommufd_fd",
         "vfio_p2p_dma",
     ];
 

@@ -12,6 +12,7 @@ use axum::http::{HeaderValue, Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use http_body_util::LengthLimitError;
 use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::ext::ReasonPhrase;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use tokio::net::UnixStream;
@@ -86,6 +87,7 @@ async fn respond(
             close_after(&mut response);
             // With its descriptors.
             drop(intake.end_body());
+            without_reason(&mut response);
             return Ok(response);
         }
     };
@@ -97,7 +99,15 @@ async fn respond(
     if intake.is_closing() {
         close_after(&mut response);
     }
+    without_reason(&mut response);
     Ok(response.map(|body| Body::new(Answer { body, intake })))
+}
+
+/// Leaves out what a status means in words, which tells nothing: ch-remote takes all that follows the version for a number.
+fn without_reason(response: &mut Response<Body>) {
+    response
+        .extensions_mut()
+        .insert(ReasonPhrase::from_static(b""));
 }
 
 fn close_after(response: &mut Response<Body>) {

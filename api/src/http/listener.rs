@@ -124,7 +124,7 @@ impl Connections {
 fn refuse(stream: &UnixStream) {
     let body = format!("[\"there are {MAX_CONNECTIONS} connections already, all of them in use\"]");
     let response = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 503 \r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          Connection: close\r\nRetry-After: 1\r\n\r\n{body}",
         body.len()
     );

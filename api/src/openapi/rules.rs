@@ -50,10 +50,27 @@ pub(super) fn add(schemas: &mut Map<String, Value>) {
     memory["dependentSchemas"]["hugepage_size"] = json!({
         "if": {"properties": {"hugepage_size": {"type": "integer"}}},
         "then": {"required": ["hugepages"], "properties": {"hugepages": {"const": true}}},
+        "allOf": [{
+            "if": {"properties": {"hugepage_size": {"const": 1 << 30}}},
+            "then": {"required": ["size"], "properties": multiples(1 << 30)},
+        }],
     });
+    let mut huge = json!({"properties": multiples(2 << 20)});
+    huge["properties"]["mergeable"] = json!({"const": false});
     memory["dependentSchemas"]["hugepages"] = json!({
         "if": {"properties": {"hugepages": {"const": true}}},
-        "then": {"properties": {"size": {"multipleOf": 2 << 20}, "mergeable": {"const": false}}},
+        "then": huge,
+    });
+    // Without virtio-mem nothing is plugged before the guest runs.
+    memory["if"] = json!({
+        "required": ["hotplug_method"],
+        "properties": {"hotplug_method": {"const": "VirtioMem"}},
+    });
+    memory["then"] = json!({"properties": {"hotplug_size": {"multipleOf": 128 << 20}}});
+    memory["else"] = without("hotplugged_size");
+    memory["dependentSchemas"]["hotplugged_size"] = json!({
+        "if": {"properties": {"hotplugged_size": {"type": "integer"}}},
+        "then": {"required": ["hotplug_size"], "properties": {"hotplug_size": {"type": "integer"}}},
     });
     memory["dependentSchemas"]["shared"] = json!({
         "if": {"properties": {"shared": {"const": true}}},
@@ -76,6 +93,12 @@ pub(super) fn create() -> Value {
             "properties": {"payload": path("kernel"), "disks": {"items": path("path")}},
         },
     })
+}
+
+/// The sizes of memory that is made of pages of `page` bytes.
+fn multiples(page: u64) -> Value {
+    let multiple = json!({"multipleOf": page});
+    json!({"size": multiple, "hotplug_size": multiple, "hotplugged_size": multiple})
 }
 
 /// A text that must be there.

@@ -98,6 +98,50 @@ fn disk_that_is_resized_is_larger_for_the_guest() -> Result<()> {
 }
 
 #[test]
+fn core_of_a_running_guest_has_its_memory_and_the_guest_goes_on() -> Result<()> {
+    let files = Disk::new(0)?;
+    let core = files.dir().join("core");
+    let (mut shell, api) = booted()?;
+    shell.run("echo a line that only this guest has > /tmp/line")?;
+    let body = json!({"destination_url": format!("file://{}", core.display())});
+    api.done("vm.coredump", Some(&body))?;
+    let bytes = std::fs::read(&core)?;
+    assert_eq!(&bytes[..4], b"\x7fELF");
+    let line = b"a line that only this guest has";
+    assert!(bytes.windows(line.len()).any(|window| window == line));
+    assert_eq!(
+        shell.run("cat /tmp/line")?,
+        "a line that only this guest has"
+    );
+    let again = api.put_json("vm.coredump", &body)?;
+    assert_eq!(again.status, 400, "{again:?}");
+    api.done("vmm.shutdown", None)?;
+    Ok(())
+}
+
+#[test]
+fn disk_that_is_added_while_the_guest_is_paused_is_there_when_it_runs_on() -> Result<()> {
+    let disk = Disk::new(4 << 20)?;
+    let (mut shell, api) = booted()?;
+    shell.run("modprobe -a virtio_blk")?;
+    api.done("vm.pause", None)?;
+    api.done(
+        "vm.add-disk",
+        Some(&json!({"path": disk.path(), "id": "plugged"})),
+    )?;
+    api.done("vm.resume", None)?;
+    shell.run_until("ls /sys/block | grep -c vda", "1")?;
+    shell.run("echo while paused | dd of=/dev/vda conv=fsync 2>/dev/null")?;
+    assert_eq!(disk.read(0, 13)?, b"while paused\n");
+    api.done("vm.pause", None)?;
+    api.done("vm.remove-device", Some(&json!({"id": "plugged"})))?;
+    api.done("vm.resume", None)?;
+    shell.run_until("ls /sys/block | grep -c vda || true", "0")?;
+    api.done("vmm.shutdown", None)?;
+    Ok(())
+}
+
+#[test]
 fn counters_and_info_tell_what_the_guest_did() -> Result<()> {
     let disk = Disk::new(8 << 20)?;
     let guest = Guest::new()

@@ -38,7 +38,7 @@ fn defaults_are_those_of_cloud_hypervisor_but_for_console_and_pvpanic() {
     let expected = serde_json::json!({
         "cpus": {
             "boot_vcpus": 1, "max_vcpus": 1, "kvm_hyperv": false, "max_phys_bits": 46, "features": {"amx": false},
-            "nested": true, "core_scheduling": "Vm", "profile": "host",
+            "nested": true, "core_scheduling": "Vm", "profile": "Host",
         },
         "memory": {
             "size": 512 << 20, "shared": false, "hugepages": false, "prefault": false, "mergeable": false,
@@ -115,4 +115,31 @@ fn sections_known_to_cloud_hypervisor_are_refused_by_name() {
         r#"{{{kernel}, "platform": {{"num_pci_segments": 1}}, "debug_console": {{"mode": "Off", "iobase": 233}}}}"#
     );
     VmConfig::from_json(defaults.as_bytes()).unwrap();
+}
+
+#[test]
+fn devices_are_read_as_ch_remote_writes_them() {
+    let disk = serde_json::json!({
+        "id": "data", "pci_segment": 0, "path": "/d", "readonly": false, "direct": false, "num_queues": 1,
+        "queue_size": 128, "vhost_user": false, "disable_io_uring": false, "disable_aio": false,
+        "backing_files": false, "sparse": true, "image_type": "Unknown", "lock_granularity": "ByteRange",
+    });
+    let disk: DiskConfig = serde_json::from_value(disk).unwrap();
+    disk.validate().unwrap();
+    let net = serde_json::json!({
+        "id": "lan", "pci_segment": 0, "tap": "t0", "num_queues": 2, "queue_size": 256, "vhost_user": false,
+        "vhost_mode": "Client", "offload_tso": true, "offload_ufo": true, "offload_csum": true,
+    });
+    let net: NetConfig = serde_json::from_value(net).unwrap();
+    net.validate().unwrap();
+}
+
+#[test]
+fn command_line_that_no_kernel_takes_is_refused() {
+    for cmdline in ["é", r"\u0000"] {
+        let text = json_refusal(&format!(
+            r#"{{"payload": {{"kernel": "/k", "cmdline": "{cmdline}"}}}}"#
+        ));
+        assert!(text.contains("payload.cmdline: expected ASCII"), "{text}");
+    }
 }

@@ -166,7 +166,7 @@ fn listener_that_does_not_read_loses_its_stream_and_delays_nobody() {
         }
         sleep(WRITE_TIME + Duration::from_secs(1)).await;
         let (text, time) = rest(&mut slow).await;
-        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        assert!(text.starts_with("HTTP/1.1 200 \r\n"), "{text}");
         assert!(text.matches("noted").count() < 1000);
         assert_near(time, Duration::ZERO);
     });

@@ -157,6 +157,24 @@ pub(super) const EXPLAINED: &[Row] = &[
         "half of the guest physical addresses",
     ),
     (
+        "MemoryConfig.hotplug_size minimum",
+        "-",
+        "4096",
+        "none at all is said by leaving it out",
+    ),
+    (
+        "MemoryConfig.hotplug_size maximum",
+        "-",
+        "35184363700224",
+        "together with the least size, half of the guest physical addresses",
+    ),
+    (
+        "MemoryConfig.hotplugged_size maximum",
+        "-",
+        "35184237871104",
+        "the most that hotplug_size can be with virtio-mem",
+    ),
+    (
         "HotplugMethod *",
         "-",
         "*",
@@ -220,6 +238,18 @@ pub(super) const EXPLAINED: &[Row] = &[
     ("SerialConfig.mode required", "true", "-", WIDER),
     ("RngConfig.src default", "-", "/dev/urandom", WIDER),
     ("RngConfig.src required", "true", "-", WIDER),
+    (
+        "DiskConfig.disable_* *",
+        "-",
+        "*",
+        "in Cloud Hypervisor's code, whose ch-remote always sends it, and not in its document",
+    ),
+    (
+        "PlatformConfig.iommufd_fd *",
+        "-",
+        "*",
+        "in Cloud Hypervisor's code, and not in its document",
+    ),
     // The machine.
     (
         "VmConfig.payload required",

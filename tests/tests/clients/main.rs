@@ -1,0 +1,3 @@
+//! The API of a VMM, judged by programs that are not ours.
+
+mod kvm;
