@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
@@ -114,17 +114,36 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     if !metadata.file_type().is_socket() {
         return Err(SocketError::NotASocket);
     }
-    match UnixStream::connect(path) {
+    match connect(path)? {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(host("remove the stale socket"))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(_) => Err(SocketError::InUse),
+        // With so many who wait to be accepted, another one would wait for that.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(SocketError::InUse),
+        Ok(()) => Err(SocketError::InUse),
         Err(error) => Err(host("find out whether it is in use")(error)),
     }
 }
 
-fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+/// Connects for a moment, without waiting.
+fn connect(path: &Path) -> Result<io::Result<()>, SocketError> {
+    let address = address(path)?;
+    let socket = socket(libc::SOCK_NONBLOCK)?;
+    // SAFETY: the address is a sockaddr_un of the length given, its path ends in a NUL, and the descriptor is open.
+    #[expect(unsafe_code)]
+    let result = unsafe {
+        libc::connect(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_un>() as libc::socklen_t,
+        )
+    };
+    Ok(check(result).map(|_| ()))
+}
+
+/// The address that leads to `path`, which ends in a NUL in it.
+fn address(path: &Path) -> Result<libc::sockaddr_un, SocketError> {
     // SAFETY: all-zero is a valid sockaddr_un.
     #[expect(unsafe_code)]
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
@@ -140,17 +159,26 @@ fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     for (to, from) in address.sun_path.iter_mut().zip(bytes) {
         *to = *from as libc::c_char;
     }
+    Ok(address)
+}
+
+fn socket(flags: libc::c_int) -> Result<OwnedFd, SocketError> {
     // SAFETY: socket takes no pointer, and a descriptor it returns is new and ours.
     #[expect(unsafe_code)]
     let socket = unsafe {
         check(libc::socket(
             libc::AF_UNIX,
-            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC | flags,
             0,
         ))
         .map(|fd| OwnedFd::from_raw_fd(fd))
     };
-    let socket = File::from(socket.map_err(host("create a socket"))?);
+    socket.map_err(host("create a socket"))
+}
+
+fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+    let address = address(path)?;
+    let socket = File::from(socket(0)?);
     // Before the bind, this is the mode that the file is born with.
     socket
         .set_permissions(Permissions::from_mode(MODE))
@@ -179,6 +207,8 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
@@ -200,6 +230,20 @@ mod tests {
         let (_listener, _file) = listen(&path).unwrap();
         assert!(matches!(listen(&path), Err(SocketError::InUse)));
         UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn listener_that_accepts_nobody_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        // SAFETY: the descriptor is open, and the call takes no pointer.
+        #[expect(unsafe_code)]
+        let shortened = unsafe { libc::listen(listener.as_raw_fd(), 0) };
+        assert_eq!(shortened, 0);
+        // The only one for whom there is room.
+        let _waiting = UnixStream::connect(&path).unwrap();
+        assert!(matches!(listen(&path), Err(SocketError::InUse)));
     }
 
     #[test]

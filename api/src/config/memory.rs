@@ -144,11 +144,21 @@ impl Section for MemoryConfig {
 
 impl MemoryConfig {
     /// Notes that the machine, which booted with `boot` bytes, is to have `added` bytes more from now on, so that the next
-    /// boot has as much.
+    /// boot has as much: with ACPI as part of `size`, out of `hotplug_size`, with virtio-mem as `hotplugged_size`.
     pub fn note_hotplugged(&mut self, boot: u64, added: u64) {
-        if self.hotplug_size.is_some() {
-            let hotplugged = (boot + added).saturating_sub(self.size.0);
-            self.hotplugged_size = Some(ByteSize(hotplugged));
+        let Some(room) = self.hotplug_size else {
+            return;
+        };
+        let now = boot + added;
+        match self.hotplug_method {
+            HotplugMethod::Acpi => {
+                let most = self.size.0 + room.0;
+                self.size = ByteSize(now);
+                self.hotplug_size = Some(ByteSize(most.saturating_sub(now)));
+            }
+            HotplugMethod::VirtioMem => {
+                self.hotplugged_size = Some(ByteSize(now.saturating_sub(self.size.0)));
+            }
         }
     }
 
@@ -164,8 +174,11 @@ impl MemoryConfig {
     fn check_hotplug(&self) -> Result<(), ConfigError> {
         let refuse =
             |field, value, problem: String| Err(ConfigError::invalid(field, value, problem));
-        let Some(hotplug_size) = self.hotplug_size else {
-            return match self.hotplugged_size {
+        // No bytes are nothing to be added.
+        let some = |size: &ByteSize| size.0 > 0;
+        let hotplugged_size = self.hotplugged_size.filter(some);
+        let Some(hotplug_size) = self.hotplug_size.filter(some) else {
+            return match hotplugged_size {
                 Some(size) => refuse(
                     "hotplugged_size",
                     size,
@@ -176,9 +189,8 @@ impl MemoryConfig {
         };
         // `size` is in its bounds.
         let room = ByteSize(MAX_SIZE.0 - self.size.0);
-        if hotplug_size.0 == 0 || hotplug_size > room {
-            let problem =
-                format!("expected more than 0, and at most {MAX_SIZE} together with size");
+        if hotplug_size > room {
+            let problem = format!("expected at most {MAX_SIZE} together with size");
             return refuse("hotplug_size", hotplug_size, problem);
         }
         let page_size = self.page_size();
@@ -193,7 +205,7 @@ impl MemoryConfig {
                 format!("expected a multiple of {unit}"),
             );
         }
-        let Some(hotplugged_size) = self.hotplugged_size else {
+        let Some(hotplugged_size) = hotplugged_size else {
             return Ok(());
         };
         if self.hotplug_method != HotplugMethod::VirtioMem {

@@ -354,7 +354,7 @@ fn error(status: u16) -> (&'static str, &'static str) {
         408 => ("TooSlow", "The body did not come in time."),
         409 => (
             "Taken",
-            "There is a VM already, or another device of it has that name or path.",
+            "There is a VM already, or another device of it has that name.",
         ),
         413 => (
             "TooLarge",

@@ -37,7 +37,7 @@ pub enum ApiError {
         /// The name as given.
         id: String,
     },
-    /// Another device has that name, or that path. 409.
+    /// Another device has that name. 409.
     #[error("{field} {value:?} belongs to another device of the VM")]
     Taken {
         /// The field, as in `id`.

@@ -149,6 +149,8 @@ impl Root {
             self.slots.map(slot, &mut taken, at, None);
             self.allocator.free(&taken.bars[at].allocation);
         }
+        // A write that found the slot before and comes to its turn now decodes nothing any more.
+        taken.bars.clear();
         Ok(Arc::clone(&taken.function))
     }
 
@@ -283,12 +285,17 @@ impl Slots {
 
     pub(super) fn write_config(&self, target: Target, data: &[u8]) {
         if let Some(slot) = self.answering(target.slot) {
-            let mut slot = lock(&slot);
-            let changes = lock(&slot.function).write_config(target.offset, data);
-            for BarChange { bar, to } in changes {
-                if let Some(at) = slot.bars.iter().position(|known| known.probed.index == bar) {
-                    self.map(target.slot, &mut slot, at, to);
-                }
+            self.write_slot(&slot, target, data);
+        }
+    }
+
+    /// Writes to the configuration space of `slot`, which was found at `target`, and may have been taken out meanwhile.
+    fn write_slot(&self, slot: &SharedSlot, target: Target, data: &[u8]) {
+        let mut slot = lock(slot);
+        let changes = lock(&slot.function).write_config(target.offset, data);
+        for BarChange { bar, to } in changes {
+            if let Some(at) = slot.bars.iter().position(|known| known.probed.index == bar) {
+                self.map(target.slot, &mut slot, at, to);
             }
         }
     }
@@ -383,3 +390,6 @@ impl BusDevice for BarRange {
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

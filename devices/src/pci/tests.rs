@@ -19,14 +19,14 @@ const COMMAND: u64 = 0x04;
 const MEMORY: [u8; 2] = [2, 0];
 
 /// A function whose BARs read as a value of its own.
-struct Plain {
+pub(super) struct Plain {
     config: ConfigSpace,
     value: u8,
     mapped: Arc<Mutex<BTreeMap<u8, u64>>>,
     paused: bool,
 }
 
-fn plain(value: u8, bars: &[(u8, BarKind, u64)]) -> Arc<Mutex<Plain>> {
+pub(super) fn plain(value: u8, bars: &[(u8, BarKind, u64)]) -> Arc<Mutex<Plain>> {
     let mut config = ConfigSpace::new(Identity {
         vendor: 0x1234,
         device: value.into(),

@@ -89,6 +89,13 @@ impl Doors {
         let by_descriptor =
             |endpoint: &Option<EndpointConfig>| endpoint.as_ref().and_then(|endpoint| endpoint.fd);
         if let Some(fd) = by_descriptor(&event_monitor) {
+            if by_descriptor(&api_socket) == Some(fd) {
+                return Err(OutsideError::Descriptor {
+                    flag: "--event-monitor",
+                    fd,
+                    problem: "--api-socket has it, expected another one",
+                });
+            }
             doors.monitor = Some(take("--event-monitor", fd)?.into());
         }
         if let Some(fd) = by_descriptor(&api_socket) {
@@ -213,4 +220,30 @@ fn take(flag: &'static str, fd: RawFd) -> Result<OwnedFd, OutsideError> {
     #[expect(unsafe_code)]
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn descriptor_is_for_one_flag() {
+        let listener = OwnedFd::from(tempfile::tempfile().unwrap());
+        let endpoint = || EndpointConfig {
+            path: None,
+            fd: Some(listener.as_raw_fd()),
+        };
+        let refused = Doors::open(Some(endpoint()), Some(endpoint()))
+            .err()
+            .unwrap();
+        assert!(refused.is_configuration());
+        assert!(
+            refused.to_string().contains("--api-socket has it"),
+            "{refused}"
+        );
+        // It was not taken.
+        assert!(listener.try_clone().is_ok());
+    }
 }

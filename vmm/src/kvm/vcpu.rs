@@ -2,7 +2,9 @@
 
 use arch::x86_64::boot::BootEntry;
 use arch::x86_64::{interrupts, msr, registers};
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs};
+use kvm_bindings::{
+    CpuId, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+};
 use kvm_ioctls::VcpuFd;
 
 use super::KvmError;
@@ -112,6 +114,23 @@ impl Vcpu {
     pub fn enter_at(&self, entry: &BootEntry) -> Result<(), VcpuError> {
         let index = self.index;
         self.set_entry(entry)
+            .map_err(|source| VcpuError::Kvm { index, source })
+    }
+
+    /// Has the vCPU, which is out of the guest, wait for INIT and a start-up interrupt by another one, as it did when it
+    /// was made.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn wait_for_start(&self) -> Result<(), VcpuError> {
+        let index = self.index;
+        let waiting = kvm_mp_state {
+            mp_state: KVM_MP_STATE_UNINITIALIZED,
+        };
+        self.fd
+            .set_mp_state(waiting)
+            .map_err(KvmError::of("KVM_SET_MP_STATE"))
             .map_err(|source| VcpuError::Kvm { index, source })
     }
 

@@ -23,6 +23,8 @@ enum Command {
     Resume,
     /// Stay out of the guest, with no instruction half done, and answer.
     Pause(Sender<()>),
+    /// Stay out of the guest, and wait to be started by another vCPU before entering it again.
+    Unplug,
     /// Raise a non-maskable interrupt.
     Nmi,
     /// Tell what the registers hold.
@@ -93,6 +95,12 @@ impl VcpuThread {
         let (answer, paused) = mpsc::channel();
         self.send(Command::Pause(answer));
         Pausing(paused)
+    }
+
+    /// Pauses the vCPU, without waiting until it is out of the guest, and forgets what it was doing: when it runs again,
+    /// it first waits for another one to start it.
+    pub fn unplug(&self) {
+        self.send(Command::Unplug);
     }
 
     /// Raises a non-maskable interrupt, which a paused vCPU gets when it runs on.
@@ -228,6 +236,14 @@ impl Runner {
                 (Command::Registers(answer), _) => {
                     // Whoever asked may have gone.
                     let _ = answer.send(self.vcpu.registers());
+                }
+                (Command::Unplug, before) => {
+                    if let State::Running = before {
+                        state = State::Paused;
+                    }
+                    if let Err(error) = self.vcpu.wait_for_start() {
+                        tracing::error!(%error, "a vCPU that was unplugged does not forget its state");
+                    }
                 }
                 (Command::Pause(answer), before) => {
                     if let State::Running = before {

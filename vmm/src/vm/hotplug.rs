@@ -118,7 +118,11 @@ impl Machine {
         if count < now {
             let going: Vec<u32> = self.vcpus.plugged().skip(count as usize).collect();
             for index in going.into_iter().rev() {
-                self.cpu_slots.request_unplug(index)?;
+                match self.cpu_slots.request_unplug(index) {
+                    // The guest gave it up just now.
+                    Ok(()) | Err(HotplugError::Empty { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
             return Ok(());
         }

@@ -1,14 +1,19 @@
 //! Guest memory while a machine lives: what it booted with, and what is added and taken away.
 
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
-use api::config::{HotplugMethod, MemoryConfig};
+use api::config::MemoryConfig;
 use arch::x86_64::layout::{self, AddressRange};
 use devices::acpi::hotplug::{HotplugError, MemorySlots};
 use devices::memory::{GuestRam, Ram};
-use devices::virtio::mem::{DEFAULT_BLOCK_SIZE, MappedRegion, Mem, MemError, MemHandle, MemSetup};
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
+use devices::virtio::mem::{
+    DEFAULT_BLOCK_SIZE, MappedRegion, Mem, MemError, MemHandle, MemRegion, MemSetup,
+};
+use vm_memory::{
+    GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
+};
 
 use super::build::BuildError;
 use super::coredump::Piece;
@@ -98,16 +103,10 @@ pub(super) fn backing(config: &MemoryConfig) -> Backing {
     }
 }
 
-/// How much memory a machine of `config` boots with, and where what is added goes. Memory that was added by ACPI before a
-/// reboot is there from the start after it.
+/// How much memory a machine of `config` boots with, and where what is added goes.
 pub(super) fn plan(config: &MemoryConfig) -> (u64, AddressRange) {
-    let size = config.size.bytes();
-    let hotplug_size = config.hotplug_size.map_or(0, |size| size.bytes());
-    let hotplugged = config.hotplugged_size.map_or(0, |size| size.bytes());
-    let (boot, room) = match config.hotplug_method {
-        HotplugMethod::Acpi => (size + hotplugged, hotplug_size.saturating_sub(hotplugged)),
-        HotplugMethod::VirtioMem => (size, hotplug_size),
-    };
+    let boot = config.size.bytes();
+    let room = config.hotplug_size.map_or(0, |size| size.bytes());
     (boot, layout::hotplug_region(boot, room))
 }
 
@@ -198,8 +197,7 @@ impl MachineMemory {
             .collect()
     }
 
-    /// Asks for `desired` bytes, and gives what is to be remembered for the next boot as `hotplugged_size` beyond the
-    /// memory of this boot. The guest takes and gives up memory in its own time.
+    /// Asks for `desired` bytes, and gives how many of them are beyond the memory of this boot. The guest takes and gives up memory in its own time.
     ///
     /// # Errors
     ///
@@ -254,6 +252,11 @@ impl MachineMemory {
                 })?;
             self.insert(vm, &range, self.backing)?;
             return slots.plug(range.clone()).map(|_| ()).map_err(|error| {
+                // A guest that was not told of it does not use it.
+                let plugged = slots.plugged().into_iter();
+                for (slot, _) in plugged.filter(|(_, plugged)| *plugged == range) {
+                    let _ = slots.withdraw(slot);
+                }
                 self.remove(vm, &range);
                 error.into()
             });
@@ -350,15 +353,18 @@ impl MachineMemory {
         let map = self.map.memory();
         let removed = map.remove_region(GuestAddress(start), len(range));
         drop(map);
-        let (Some(slot), Ok((map, _region))) = (slot, removed) else {
+        let (Some(slot), Ok((map, region))) = (slot, removed) else {
             tracing::error!(start, "memory that shall go is not in the map");
             return;
         };
-        // From KVM first: what the guest sees stays mapped. Devices let go of it with the work that they are doing.
+        // From KVM first: what the guest sees stays mapped. A device lets go of it with the next work that it gets.
         match memory::unregister_region(vm, slot as u32) {
             Ok(()) => {
                 self.slots[slot] = None;
                 self.replace(map);
+                if let Err(error) = give_back(region, self.backing.page_size()) {
+                    tracing::warn!(%error, start, "memory that the guest gave up is kept for a while");
+                }
             }
             Err(error) => tracing::error!(%error, start, "KVM does not give memory back"),
         }
@@ -384,4 +390,34 @@ impl MachineMemory {
 
 fn len(range: &Range<u64>) -> u64 {
     range.end - range.start
+}
+
+/// Gives the pages of `region` back to the host, whoever has it mapped still: that can be a device without work, for as
+/// long as it has none. Contents are lost.
+fn give_back(region: Arc<GuestRegionMmap<()>>, page_size: u64) -> io::Result<()> {
+    let len = region.len();
+    MappedRegion::new(region, page_size, false).discard(0, len)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn memory_that_was_given_up_is_the_hosts_while_a_device_has_the_map_of_before() {
+        const START: GuestAddress = GuestAddress(4 << 30);
+        for shared in [false, true] {
+            let backing = Backing {
+                shared,
+                ..Backing::default()
+            };
+            let before = memory::allocate(&[(START, 2 << 20)], backing).unwrap();
+            before.write_obj(7_u64, START).unwrap();
+            let (_, region) = before.remove_region(START, 2 << 20).unwrap();
+            give_back(region, backing.page_size()).unwrap();
+            assert_eq!(before.read_obj::<u64>(START).unwrap(), 0);
+        }
+    }
 }

@@ -105,7 +105,8 @@ pub(super) struct Surroundings {
     pub(super) started: Instant,
 }
 
-/// A vCPU of a machine. KVM keeps every vCPU that was made: one that was plugged out stays, paused, for its return.
+/// A vCPU of a machine. KVM keeps every vCPU that was made: one that was plugged out stays, paused, for its return, and
+/// then waits to be started like a new one.
 struct Place {
     thread: VcpuThread,
     plugged: bool,
@@ -182,6 +183,40 @@ impl Vcpus {
             .into_iter()
     }
 
+    /// The numbers that vCPUs get until there are `count`.
+    fn next(&self, count: u32) -> Vec<u32> {
+        (0..self.plan.max)
+            .filter(|index| {
+                let place = self.places.get(*index as usize);
+                place.is_none_or(|place| !place.plugged)
+            })
+            .take(count.saturating_sub(self.count()) as usize)
+            .collect()
+    }
+
+    /// Makes the vCPUs that are missing until there are `count`, without plugging them in: what can fail about that.
+    ///
+    /// # Errors
+    ///
+    /// A vCPU cannot be made.
+    pub(super) fn prepare(&mut self, vm: &Vm, count: u32) -> Result<(), BuildError> {
+        // Those that are not there yet come last, and one after the other.
+        for index in self.next(count) {
+            if (index as usize) < self.places.len() {
+                continue;
+            }
+            let thread = self
+                .plan
+                .create(vm, index)
+                .and_then(|vcpu| self.spawn(vcpu))?;
+            self.places.push(Place {
+                thread,
+                plugged: false,
+            });
+        }
+        Ok(())
+    }
+
     /// Plugs in vCPUs until there are `count`, and gives the numbers of the new ones. They do what the others do: run, and
     /// wait to be started, or stand still.
     ///
@@ -189,42 +224,24 @@ impl Vcpus {
     ///
     /// A vCPU cannot be made; none was plugged in.
     pub(super) fn grow_to(&mut self, vm: &Vm, count: u32) -> Result<Vec<u32>, BuildError> {
-        let free: Vec<u32> = (0..self.plan.max)
-            .filter(|index| {
-                let place = self.places.get(*index as usize);
-                place.is_none_or(|place| !place.plugged)
-            })
-            .take(count.saturating_sub(self.count()) as usize)
-            .collect();
-        // Those that are not there yet come last, and one after the other.
-        for index in &free {
-            if (*index as usize) < self.places.len() {
-                continue;
-            }
-            let thread = self
-                .plan
-                .create(vm, *index)
-                .and_then(|vcpu| self.spawn(vcpu))?;
-            self.places.push(Place {
-                thread,
-                plugged: false,
-            });
-        }
-        for index in &free {
+        self.prepare(vm, count)?;
+        let next = self.next(count);
+        for index in &next {
             let place = &mut self.places[*index as usize];
             place.plugged = true;
             if self.running {
                 place.thread.resume();
             }
         }
-        Ok(free)
+        Ok(next)
     }
 
-    /// Takes vCPU `index` out of the guest, if it is there.
+    /// Takes vCPU `index` out of the guest, if it is there. Does not wait for it: the guest may have given it up in the
+    /// middle of something slow.
     pub(super) fn unplug(&mut self, index: u32) {
         if let Some(place) = self.places.get_mut(index as usize) {
             place.plugged = false;
-            place.thread.pause().wait();
+            place.thread.unplug();
         }
     }
 

@@ -9,7 +9,19 @@ pub(super) fn copy(descriptor: BorrowedFd<'_>) -> io::Result<File> {
     Ok(descriptor.try_clone_to_owned()?.into())
 }
 
-/// Whether `file` was opened for what it shall be used for: reading, and writing too if `write`.
+/// `descriptor` for reading from a position of its own: whoever opened the file may have passed it on to others, who read
+/// it at the same time. Where the host does not let it be opened again, the position is shared with them.
+pub(super) fn reader(descriptor: BorrowedFd<'_>) -> io::Result<File> {
+    let copy = copy(descriptor)?;
+    // Opening anything else again may have an effect.
+    if !copy.metadata()?.is_file() || !allows(&copy, false)? {
+        return Ok(copy);
+    }
+    let own = File::open(format!("/proc/self/fd/{}", copy.as_raw_fd()));
+    Ok(own.unwrap_or(copy))
+}
+
+/// Whether `file` was opened for what it shall be used for: reading, and writing at any position too if `write`.
 pub(super) fn allows(file: &File, write: bool) -> io::Result<bool> {
     // SAFETY: F_GETFL takes no argument, and the descriptor is open.
     #[expect(unsafe_code)]
@@ -18,7 +30,8 @@ pub(super) fn allows(file: &File, write: bool) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     Ok(match flags & libc::O_ACCMODE {
-        libc::O_RDWR => true,
+        // Where each write goes to the end, its position is not looked at.
+        libc::O_RDWR => !write || flags & libc::O_APPEND == 0,
         libc::O_RDONLY => !write && flags & libc::O_PATH == 0,
         _ => false,
     })
@@ -26,6 +39,7 @@ pub(super) fn allows(file: &File, write: bool) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Seek, SeekFrom, Write};
     use std::os::fd::AsFd;
 
     use super::*;
@@ -38,6 +52,32 @@ mod tests {
         assert!(allows(file.as_file(), true).unwrap());
         let write_only = File::options().append(true).open(file.path()).unwrap();
         assert!(!allows(&write_only, true).unwrap());
+        let append = File::options()
+            .read(true)
+            .append(true)
+            .open(file.path())
+            .unwrap();
+        assert!(allows(&append, false).unwrap() && !allows(&append, true).unwrap());
+    }
+
+    #[test]
+    fn reader_leaves_the_position_of_others_alone() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"kernel").unwrap();
+        file.seek(SeekFrom::Start(2)).unwrap();
+        let mut reader = reader(file.as_fd()).unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "kernel");
+        assert_eq!(file.stream_position().unwrap(), 2);
+    }
+
+    #[test]
+    fn reader_is_not_opened_for_more_than_its_descriptor_was() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let write_only = File::options().write(true).open(file.path()).unwrap();
+        let reader = reader(write_only.as_fd()).unwrap();
+        assert!(!allows(&reader, false).unwrap());
     }
 
     #[test]

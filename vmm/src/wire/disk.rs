@@ -30,7 +30,7 @@ pub enum DiskError {
     /// A descriptor that does not allow what the disk is for.
     #[error(
         "--disk: {origin} is not open for {}",
-        if *readonly { "reading" } else { "reading and writing (readonly=on asks for reading only)" }
+        if *readonly { "reading" } else { "reading and writing anywhere (readonly=on asks for reading only)" }
     )]
     Access {
         /// Whose descriptor it is.

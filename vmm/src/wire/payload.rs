@@ -88,7 +88,7 @@ fn opened(
     descriptors: &[OwnedFd],
 ) -> Result<Option<Opened>, PayloadError> {
     let file = match (descriptors.first(), path) {
-        (Some(descriptor), _) => descriptor::copy(descriptor.as_fd()),
+        (Some(descriptor), _) => descriptor::reader(descriptor.as_fd()),
         // Without O_NONBLOCK, the open of a pipe would wait for its writer.
         (None, Some(path)) => File::options()
             .read(true)

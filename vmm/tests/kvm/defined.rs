@@ -1,6 +1,10 @@
 //! Machines that clients define, boot, end and define again.
 
-use api::request::{ApiError, Reply, Request, Service, VmState};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use api::config::DiskConfig;
+use api::request::{ApiError, Descriptors, KERNEL, Reply, Request, Service, VmState};
 use vmm::vm::Outcome;
 
 use crate::code::Code;
@@ -95,6 +99,48 @@ fn boot_that_fails_leaves_a_machine_that_can_be_booted_once_the_cause_is_gone() 
     std::fs::rename(&aside, &kernel).unwrap();
     run.mailbox.call(Request::Boot).unwrap();
     starts(&setup, 1);
+    run.mailbox.call(Request::ShutdownVmm).unwrap();
+    run.wait().unwrap();
+}
+
+#[test]
+fn device_does_not_take_the_descriptor_of_the_kernel() {
+    let mut setup = Setup::new(Code::new().stop());
+    std::fs::write(setup.path("disk"), [0; 4096]).unwrap();
+    let open = |name| vec![OwnedFd::from(File::open(setup.path(name)).unwrap())];
+    let mut descriptors = Descriptors::none();
+    descriptors.insert(KERNEL, open("kernel"));
+    let disk = open("disk");
+    setup.config.payload.kernel = None;
+    let run = setup.serve(None);
+    let config = Box::new(setup.config.clone());
+    run.mailbox
+        .call(Request::Create {
+            config,
+            descriptors,
+        })
+        .unwrap();
+    let add = |path, passed| {
+        let mut descriptors = Descriptors::none();
+        descriptors.insert(KERNEL, passed);
+        run.mailbox.call(Request::AddDisk {
+            config: Box::new(DiskConfig {
+                path,
+                readonly: true,
+                id: Some(KERNEL.to_owned()),
+                ..DiskConfig::default()
+            }),
+            descriptors,
+        })
+    };
+    for (path, passed) in [(Some(setup.path("disk")), Vec::new()), (None, disk)] {
+        let error = add(path, passed).unwrap_err();
+        assert_eq!(error.status(), 400, "{error:?}");
+    }
+    for _ in 0..2 {
+        run.mailbox.call(Request::Boot).unwrap();
+        run.mailbox.call(Request::Shutdown).unwrap();
+    }
     run.mailbox.call(Request::ShutdownVmm).unwrap();
     run.wait().unwrap();
 }

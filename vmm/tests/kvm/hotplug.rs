@@ -86,6 +86,26 @@ fn device_that_the_guest_gives_up_is_gone_with_all_that_it_had() {
 }
 
 #[test]
+fn device_that_the_guest_gave_up_is_unknown_at_once() {
+    let setup = Setup::new(ejects_devices());
+    fs::write(setup.path("disk"), [0; 4096]).unwrap();
+    let run = setup.start();
+    let remove = RemoveDeviceConfig {
+        id: "plugged".to_owned(),
+    };
+    for _ in 0..200 {
+        add_disk(&run, &setup, Some("plugged")).unwrap();
+        let mut answer = Ok(Reply::Done);
+        while answer.is_ok() {
+            answer = run.mailbox.call(Request::RemoveDevice(remove.clone()));
+        }
+        let error = answer.unwrap_err();
+        assert_eq!(error.status(), 404, "{error:?}");
+    }
+    end(run);
+}
+
+#[test]
 fn device_stays_as_long_as_the_guest_keeps_it() {
     let setup = Setup::new(Code::new().stop());
     fs::write(setup.path("disk"), [0; 4096]).unwrap();
@@ -173,6 +193,64 @@ fn vcpus_come_and_go_as_the_guest_gives_them_up() {
     end(run);
 }
 
+/// Port accesses of a vCPU.
+fn port_accesses(run: &Run, vcpu: usize) -> u64 {
+    match run.mailbox.call(Request::Metrics) {
+        Ok(Reply::Metrics(metrics)) => metrics.vcpus[vcpu].exits["io"],
+        other => panic!("metrics: {other:?}"),
+    }
+}
+
+#[test]
+fn vcpu_that_comes_back_waits_to_be_started() {
+    const START: u32 = 0x5_0000;
+    const RUNS: u32 = 0x4000;
+    const INTERRUPT_COMMAND: u32 = layout::LAPIC_START as u32 + 0x300;
+    // To all others.
+    const INIT: u32 = 0xc_4500;
+    const STARTUP: u32 = 0xc_4600;
+    // In real mode, at START: mov byte [RUNS], 1; out 0x80, al; jmp to the one before.
+    let code = [0x4000_06c6, 0xeb80_e601, 0x0000_00fc];
+    let code = (START..)
+        .step_by(4)
+        .zip(code)
+        .fold(Code::new(), |all, (at, word)| all.store32(at, word))
+        .store32(INTERRUPT_COMMAND, INIT)
+        .store32(INTERRUPT_COMMAND, STARTUP | START >> 12);
+    let wait = code.here();
+    let code = code
+        .load_eax(RUNS)
+        .test_eax(1)
+        .jump_if_zero(wait)
+        .store32(register(layout::ACPI_CPU_HOTPLUG, SELECT), 1)
+        .store32(
+            register(layout::ACPI_CPU_HOTPLUG, STATUS),
+            Status::EJECT.bits(),
+        );
+    let count = code.here();
+    let mut setup = Setup::new(code.input(0x80).jump(count));
+    setup.config.cpus.boot_vcpus = 2;
+    setup.config.cpus.max_vcpus = 2;
+    let run = setup.start();
+    eventually("the eject", || info(&run).config.cpus.boot_vcpus == 1);
+    // No vCPU is in the guest any more when the pause is answered.
+    run.mailbox.call(Request::Pause).unwrap();
+    run.mailbox.call(Request::Resume).unwrap();
+    let before = port_accesses(&run, 1);
+    run.mailbox
+        .call(Request::Resize(ResizeConfig {
+            desired_vcpus: Some(2),
+            ..ResizeConfig::default()
+        }))
+        .unwrap();
+    let now = port_accesses(&run, 0);
+    eventually("some work of the other vCPU", || {
+        port_accesses(&run, 0) > now + 5000
+    });
+    assert_eq!(port_accesses(&run, 1), before);
+    end(run);
+}
+
 #[test]
 fn vcpus_that_the_guest_was_asked_to_give_up_are_awaited() {
     let mut setup = Setup::new(Code::new().stop());
@@ -216,6 +294,40 @@ fn memory_comes_in_blocks_and_goes_as_the_guest_gives_it_up() {
 }
 
 #[test]
+fn memory_keeps_its_size_if_vcpus_cannot_be_had() {
+    let mut setup = Setup::new(Code::new().stop());
+    setup.config.memory.hotplug_size = Some(ByteSize::mib(512));
+    setup.config.cpus.max_vcpus = 2;
+    let run = setup.start();
+    let before = info(&run);
+    // The descriptor of a vCPU is one too many.
+    let limit = |soft| {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: both calls get one rlimit, which is theirs for the time of the call.
+        #[expect(unsafe_code)]
+        unsafe {
+            assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+            let before = std::mem::replace(&mut limit.rlim_cur, soft);
+            assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+            before
+        }
+    };
+    let soft = limit(3);
+    let resized = run.mailbox.call(Request::Resize(ResizeConfig {
+        desired_vcpus: Some(2),
+        desired_ram: Some((16 + 128) << 20),
+        ..ResizeConfig::default()
+    }));
+    limit(soft);
+    assert_eq!(resized.unwrap_err().status(), 500);
+    assert_eq!(info(&run), before);
+    end(run);
+}
+
+#[test]
 fn memory_that_was_added_is_there_after_a_reboot_and_goes_in_its_pieces() {
     let mut setup = Setup::new(Code::new().stop());
     setup.config.memory.hotplug_size = Some(ByteSize::mib(512));
@@ -230,12 +342,17 @@ fn memory_that_was_added_is_there_after_a_reboot_and_goes_in_its_pieces() {
     let text = error.messages().concat();
     let sizes = [16 + 384, 16 + 128, 16].map(|mib: u64| (mib << 20).to_string());
     assert!(text.contains(&sizes.join(", ")), "{text}");
+    info(&run).config.validate().unwrap();
     run.mailbox.call(Request::Reboot).unwrap();
     assert_eq!(size(), 16 + 384);
     // It is part of the memory that the machine boots with now.
     assert_eq!(resize_memory(&run, 16 + 128).unwrap_err().status(), 400);
     resize_memory(&run, 16 + 512).unwrap();
     assert_eq!(size(), 16 + 512);
+    // With all of it there is no room for more.
+    run.mailbox.call(Request::Reboot).unwrap();
+    assert_eq!(size(), 16 + 512);
+    assert_eq!(resize_memory(&run, 16 + 640).unwrap_err().status(), 400);
     end(run);
 }
 

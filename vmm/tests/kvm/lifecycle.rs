@@ -30,6 +30,22 @@ fn crash_kernel_being_loaded_does_not_end_the_machine() {
 }
 
 #[test]
+fn crash_kernel_is_told_once_however_often_the_guest_tells_it() {
+    let setup = Setup::new(Code::new().out(0x505, 2).jump(BASE));
+    let mut run = setup.start();
+    let told = || match run.mailbox.call(Request::Metrics) {
+        Ok(Reply::Metrics(metrics)) => metrics.vcpus[0].exits["io"],
+        other => panic!("metrics: {other:?}"),
+    };
+    eventually("a flood", || told() > 1000);
+    let events = run.events();
+    let crashes = events.iter().filter(|event| *event == "guest panic");
+    assert_eq!(crashes.count(), 1);
+    run.mailbox.call(Request::ShutdownVmm).unwrap();
+    run.wait().unwrap();
+}
+
+#[test]
 fn absent_pvpanic_port_is_not_answered() {
     // The port reads all ones where nobody answers, and 3 where the device is.
     let mut setup = Setup::new(Code::new().input(0x505).out_al(0x3f8).power_off()).with_serial();
@@ -57,6 +73,25 @@ fn reset_by_i8042_starts_the_guest_again() {
     });
     assert_eq!(run.mailbox.call(Request::ShutdownVmm), Ok(Reply::Done));
     assert_eq!(run.wait().unwrap(), Outcome::Stopped);
+}
+
+#[test]
+fn guest_that_resets_itself_while_it_is_paused_stays_paused() {
+    let mut setup = Setup::new(Code::new().out(0x64, 0xfe).jump(BASE));
+    setup.options.no_reboot = false;
+    let run = setup.start();
+    for _ in 0..30 {
+        assert_eq!(run.mailbox.call(Request::Pause), Ok(Reply::Done));
+        for _ in 0..3 {
+            let Ok(Reply::Info(info)) = run.mailbox.call(Request::Info) else {
+                panic!("vm.info is answered in every state");
+            };
+            assert_eq!(info.state, VmState::Paused);
+        }
+        assert_eq!(run.mailbox.call(Request::Resume), Ok(Reply::Done));
+    }
+    run.mailbox.call(Request::ShutdownVmm).unwrap();
+    run.wait().unwrap();
 }
 
 #[test]

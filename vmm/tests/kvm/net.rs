@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use api::config::{MacAddr, NetConfig};
+use api::request::{Descriptors, Reply, Request, Service};
 use devices::memory::GuestRam;
 use devices::virtio::VirtioDevice;
 use devices::virtio::driver::{self, CountingInterrupt, Ring, readable, writable};
@@ -18,6 +19,9 @@ use netlink_bindings::rt_link::{self, Ifinfomsg};
 use netlink_socket2::NetlinkSocket;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm::wire::net::{self, OpenNet};
+
+use crate::code::Code;
+use crate::guest::Setup;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 94, 0, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 94, 0, 2);
@@ -499,5 +503,38 @@ fn tap_made_beforehand_is_used_without_privileges() {
             text.starts_with("--net: not permitted to set mtu=1300 on interface mine; "),
             "{text}"
         );
+    });
+}
+
+#[test]
+fn address_that_was_drawn_stays_that_of_the_network() {
+    in_namespace(|| {
+        let mut setup = Setup::new(Code::new().stop());
+        setup.config.net.push(NetConfig::default());
+        setup.config.assign_ids();
+        let run = setup.serve(None);
+        let macs = || match run.mailbox.call(Request::Info) {
+            Ok(Reply::Info(info)) => {
+                let nets = info.config.net.into_iter();
+                nets.map(|net| net.mac).collect::<Vec<_>>()
+            }
+            other => panic!("vm.info answers {other:?}"),
+        };
+        run.mailbox.call(setup.create()).unwrap();
+        assert_eq!(macs(), [None]);
+        run.mailbox.call(Request::Boot).unwrap();
+        run.mailbox
+            .call(Request::AddNet {
+                config: Box::default(),
+                descriptors: Descriptors::none(),
+            })
+            .unwrap();
+        let drawn = macs();
+        assert!(drawn[0].is_some() && drawn[1].is_some() && drawn[0] != drawn[1]);
+        run.mailbox.call(Request::Shutdown).unwrap();
+        run.mailbox.call(Request::Boot).unwrap();
+        assert_eq!(macs(), drawn);
+        run.mailbox.call(Request::ShutdownVmm).unwrap();
+        run.wait().unwrap();
     });
 }

@@ -4,6 +4,9 @@ use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use api::client::Client;
+use api::request::VmState;
+
 use crate::code::{BASE, Code};
 use crate::guest::{Setup, eventually};
 
@@ -181,6 +184,24 @@ fn flood_of_resets_leaves_room_for_a_signal() {
     let child = start(&setup, &[]);
     signal(&child, libc::SIGTERM);
     // A reset after the signal is the end.
+    let (status, message) = told(&child.wait_with_output().unwrap());
+    assert_eq!(status, 0, "{message}");
+}
+
+#[test]
+fn signal_ends_the_process_when_its_machine_is_ended_by_a_request() {
+    let setup = Setup::new(deaf());
+    let socket = setup.path("api");
+    let api = format!("path={}", socket.display());
+    let child = start(&setup, &["--api-socket", &api]);
+    let client = Client::new(&socket);
+    client.put("vm.pause").unwrap();
+    signal(&child, libc::SIGTERM);
+    // The power button is pressed by then, which takes a guest that runs.
+    eventually("the signal", || {
+        client.info().unwrap().state == VmState::Running
+    });
+    client.put("vm.shutdown").unwrap();
     let (status, message) = told(&child.wait_with_output().unwrap());
     assert_eq!(status, 0, "{message}");
 }

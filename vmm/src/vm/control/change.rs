@@ -2,10 +2,11 @@
 
 use api::config::{ConfigError, DiskConfig, NetConfig, VmConfig};
 use api::request::{
-    Answer, ApiError, Descriptors, RemoveDeviceConfig, Reply, Request, ResizeConfig,
-    ResizeDiskConfig,
+    Answer, ApiError, Descriptors, INITRAMFS, KERNEL, RemoveDeviceConfig, Reply, Request,
+    ResizeConfig, ResizeDiskConfig,
 };
 
+use devices::acpi::hotplug::HotplugError;
 use devices::virtio::block::ResizeError;
 
 use super::live::Live;
@@ -55,9 +56,15 @@ impl Control {
         self.events.publish("vm", "resizing", &[]);
         let live = self.live(verb, BOOTED)?;
         let (machine, _, config) = live.parts();
-        // Memory first: it is refused for more reasons.
+        let vm = machine.vm.clone();
+        // What can fail comes before what the guest is told of.
+        if let Some(count) = desired_vcpus {
+            machine
+                .vcpus
+                .prepare(&vm, count)
+                .map_err(|error| ApiError::failed(verb, &error))?;
+        }
         if let Some(desired) = desired_ram {
-            let vm = machine.vm.clone();
             let added = machine.memory.resize(&vm, desired).map_err(|error| {
                 if error.is_request() {
                     ApiError::refused(verb, &error)
@@ -130,7 +137,7 @@ impl Control {
             |vm| vm.net.push(config),
             |vm| vm.net.last().and_then(|net| net.id.clone()),
             |live, vm, id, descriptors| {
-                let net = vm.net.last().ok_or_else(|| unknown(id))?;
+                let net = vm.net.last_mut().ok_or_else(|| unknown(id))?;
                 let failed = |error: wire::net::NetError| {
                     if error.is_configuration() {
                         ApiError::refused(VERB, &error)
@@ -139,6 +146,8 @@ impl Control {
                     }
                 };
                 let opened = wire::net::open(net, descriptors.get(id)).map_err(failed)?;
+                // An address that was drawn is the network's from now on.
+                net.mac = Some(opened.mac());
                 let (machine, resources, _) = live.parts();
                 let device = opened.device().map_err(failed)?;
                 let kind = Kind::net(&device);
@@ -159,7 +168,7 @@ impl Control {
         mut descriptors: Descriptors,
         push: impl FnOnce(&mut VmConfig),
         id: impl Fn(&VmConfig) -> Option<String>,
-        plug: impl FnOnce(&mut Live, &VmConfig, &str, &Descriptors) -> Answer,
+        plug: impl FnOnce(&mut Live, &mut VmConfig, &str, &Descriptors) -> Answer,
     ) -> Answer {
         let definition = match &self.slot {
             Slot::Empty => return Err(ApiError::NotCreated { verb }),
@@ -180,8 +189,19 @@ impl Control {
         config.assign_ids();
         let id = id(&config).unwrap_or_default();
         descriptors.assign(&id);
+        let passed = definition.descriptors.count(&id) + descriptors.count(&id);
+        if matches!(id.as_str(), KERNEL | INITRAMFS) && passed > 0 {
+            return Err(ConfigError::Invalid {
+                field: "id".to_owned(),
+                value: format!("{id:?}"),
+                problem: format!(
+                    "expected another name: a descriptor of that name is the VM's {id}"
+                ),
+            }
+            .into());
+        }
         let answer = match &mut self.slot {
-            Slot::Live(live) => plug(live, &config, &id, &descriptors)?,
+            Slot::Live(live) => plug(live, &mut config, &id, &descriptors)?,
             _ => Reply::Done,
         };
         let definition = match &mut self.slot {
@@ -213,10 +233,12 @@ impl Control {
                 check_removable(&live.definition.config, id)?;
                 let machine = live.machine();
                 let device = machine.attached.get(id).ok_or_else(|| unknown(id))?;
-                machine
-                    .request_removal(device.slot)
-                    .map_err(|error| ApiError::failed(VERB, &error))?;
-                Ok(Reply::Done)
+                match machine.request_removal(device.slot) {
+                    Ok(()) => Ok(Reply::Done),
+                    // The guest gave it up just now.
+                    Err(HotplugError::Empty { .. }) => Err(unknown(id)),
+                    Err(error) => Err(ApiError::failed(VERB, &error)),
+                }
             }
         }
     }

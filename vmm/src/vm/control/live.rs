@@ -42,6 +42,8 @@ pub(super) struct Live {
     pub(super) definition: Definition,
     entered: Instant,
     early_faults: u32,
+    /// The guest has told that it starts its crash kernel.
+    crashed: bool,
 }
 
 /// What it takes to build a machine.
@@ -52,7 +54,12 @@ pub(super) struct Workshop<'a> {
 }
 
 impl Workshop<'_> {
-    fn build(&self, definition: &Definition, resources: &Resources) -> Result<State, RunError> {
+    fn build(
+        &self,
+        definition: &Definition,
+        resources: &Resources,
+        then: VmState,
+    ) -> Result<State, RunError> {
         // What a machine before this one had to tell is of no interest any more.
         self.notices.take();
         let config = &definition.config;
@@ -63,10 +70,13 @@ impl Workshop<'_> {
             self.notices,
             self.options.started,
         )?;
-        Ok(State::Running(paused.resume()))
+        Ok(match then {
+            VmState::Paused => State::Paused(paused),
+            _ => State::Running(paused.resume()),
+        })
     }
 
-    /// Builds the machine of `definition` from `resources`, and lets it run.
+    /// Builds the machine of `definition` from `resources`, and lets it run, unless it is `then` to be paused.
     ///
     /// # Errors
     ///
@@ -75,14 +85,16 @@ impl Workshop<'_> {
         &self,
         definition: Definition,
         resources: Resources,
+        then: VmState,
     ) -> Result<Box<Live>, (Definition, RunError)> {
-        match self.build(&definition, &resources) {
+        match self.build(&definition, &resources, then) {
             Ok(state) => Ok(Box::new(Live {
                 state,
                 resources,
                 definition,
                 entered: Instant::now(),
                 early_faults: 0,
+                crashed: false,
             })),
             Err(error) => Err((definition, error)),
         }
@@ -93,16 +105,21 @@ impl Workshop<'_> {
     /// # Errors
     ///
     /// The definition, with what is wrong: the machine is gone.
-    pub(super) fn reboot(&self, live: Box<Live>) -> Result<Box<Live>, (Definition, RunError)> {
+    pub(super) fn reboot(
+        &self,
+        live: Box<Live>,
+        then: VmState,
+    ) -> Result<Box<Live>, (Definition, RunError)> {
         let Live {
             state,
             resources,
             definition,
             entered: _,
             early_faults,
+            crashed: _,
         } = *live;
         drop(state);
-        let mut live = self.boot(definition, resources)?;
+        let mut live = self.boot(definition, resources, then)?;
         live.early_faults = early_faults;
         Ok(live)
     }
@@ -157,6 +174,11 @@ impl Live {
             State::Paused(paused) => paused.machine_mut(),
         };
         (machine, &mut self.resources, &mut self.definition.config)
+    }
+
+    /// The guest tells that it starts its crash kernel. Gives whether that is news: a guest can tell it for ever.
+    pub(super) fn note_crash(&mut self) -> bool {
+        !std::mem::replace(&mut self.crashed, true)
     }
 
     /// Ends the machine and closes what it was built of.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::event::Events;
-use api::request::Request;
+use api::request::{Request, VmState};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 pub use self::error::RunError;
@@ -89,10 +89,11 @@ pub fn run(
         events,
     };
     control.events.publish("vmm", "starting", &[]);
-    if let Some(definition) = first {
-        control.boot(definition).map_err(|(_, error)| error)?;
-    }
-    let outcome = control.run();
+    let booted = match first {
+        Some(definition) => control.boot(definition).map_err(|(_, error)| error),
+        None => Ok(()),
+    };
+    let outcome = booted.and_then(|()| control.run());
     control.end_machine();
     control.events.publish("vmm", "shutdown", &[]);
     outcome
@@ -154,6 +155,10 @@ impl Control {
             }
             self.look_at_guest()?;
             self.watch_clock()?;
+            // What a signal has to wait for may have gone by a request.
+            if self.terminated.is_some() && !matches!(self.slot, Slot::Live(_)) {
+                self.outcome.get_or_insert(Outcome::Stopped);
+            }
         }
     }
 
@@ -208,14 +213,18 @@ impl Control {
     }
 
     /// Boots the machine of `definition`.
-    fn boot(&mut self, definition: Definition) -> Result<(), (Definition, RunError)> {
+    fn boot(&mut self, mut definition: Definition) -> Result<(), (Definition, RunError)> {
         self.events.publish("vm", "booting", &[]);
         let resources = match self.open(&definition) {
             Ok(resources) => resources,
             Err(error) => return Err((definition, error)),
         };
+        // An address that was drawn is the network's from now on.
+        for (net, opened) in definition.config.net.iter_mut().zip(&resources.nets) {
+            net.mac = Some(opened.mac());
+        }
         let live = match self.workshop() {
-            Ok(workshop) => workshop.boot(definition, resources)?,
+            Ok(workshop) => workshop.boot(definition, resources, VmState::Running)?,
             Err(error) => return Err((definition, error)),
         };
         self.slot = Slot::Live(live);
@@ -251,8 +260,8 @@ impl Control {
         })
     }
 
-    /// Starts the machine anew. Without one, nothing is done.
-    fn reboot(&mut self) -> Result<(), RunError> {
+    /// Starts the machine anew, to run or to stand still. Without one, nothing is done.
+    fn reboot(&mut self, then: VmState) -> Result<(), RunError> {
         let live = match self.slot.take() {
             Slot::Live(live) => live,
             other => {
@@ -261,7 +270,7 @@ impl Control {
             }
         };
         self.events.publish("vm", "rebooting", &[]);
-        match self.workshop()?.reboot(live) {
+        match self.workshop()?.reboot(live, then) {
             Ok(live) => {
                 self.slot = Slot::Live(live);
                 tracing::info!("the machine starts anew");
@@ -310,7 +319,14 @@ impl Control {
             return Ok(());
         }
         let happened = self.notices.take();
-        if happened.crash_loaded {
+        // Before all that ends the machine: its definition shall not keep what the guest gave up.
+        if happened.ejected {
+            self.take_ejected();
+        }
+        if happened.crash_loaded
+            && let Slot::Live(live) = &mut self.slot
+            && live.note_crash()
+        {
             tracing::warn!("the guest's kernel panicked and starts its crash kernel");
             self.events
                 .publish("guest", "panic", &[("event", "crash_loaded")]);
@@ -324,9 +340,6 @@ impl Control {
             self.guest_ended(Outcome::PoweredOff);
             return Ok(());
         }
-        if happened.ejected {
-            self.take_ejected();
-        }
         let Slot::Live(live) = &mut self.slot else {
             return Ok(());
         };
@@ -336,18 +349,14 @@ impl Control {
                 Ok(())
             }
             Some(End::Failed(failure)) => {
-                let error = RunError::Vcpu {
-                    failure,
-                    software: software_kvm(),
-                };
-                self.events
-                    .publish("vm", "failed", &[("reason", &error.to_string())]);
-                self.end_machine();
-                Err(error)
+                let software = software_kvm();
+                Err(self.failed(RunError::Vcpu { failure, software }))
             }
             Some(End::TripleFault(failure)) => {
-                live.count_fault(failure, self.options.no_reboot)?;
-                self.guest_reset()
+                match live.count_fault(failure, self.options.no_reboot) {
+                    Ok(()) => self.guest_reset(),
+                    Err(error) => Err(self.failed(error)),
+                }
             }
             Some(End::Reset) => self.guest_reset(),
             None if happened.reset => self.guest_reset(),
@@ -355,12 +364,25 @@ impl Control {
         }
     }
 
+    /// The machine cannot go on.
+    fn failed(&mut self, error: RunError) -> RunError {
+        let reason = error.to_string();
+        self.events.publish("vm", "failed", &[("reason", &reason)]);
+        self.end_machine();
+        error
+    }
+
     fn guest_reset(&mut self) -> Result<(), RunError> {
         if self.options.no_reboot || self.terminated.is_some() {
             self.guest_ended(Outcome::Reset);
             return Ok(());
         }
-        self.reboot()
+        // A reset that is found after a pause does not end the pause.
+        let then = match &self.slot {
+            Slot::Live(live) => live.vm_state(),
+            _ => VmState::Running,
+        };
+        self.reboot(then)
     }
 
     /// A signal: the first presses the power button, the second ends the machine.
@@ -370,23 +392,16 @@ impl Control {
             Some(_) => return Err(RunError::SecondSignal),
             None => self.terminated = Some(Instant::now()),
         }
-        match self.slot.take() {
-            Slot::Live(live) => {
-                // A guest that stands still cannot turn itself off.
-                let live = Box::new(live.resume());
-                let pressed = live.running().map_or(Ok(()), |running| {
-                    running
-                        .press_power_button()
-                        .map_err(RunError::host("press the power button"))
-                });
-                self.slot = Slot::Live(live);
-                pressed
-            }
-            other => {
-                self.slot = other;
-                self.outcome = Some(Outcome::Stopped);
-                Ok(())
-            }
+        if !matches!(self.slot, Slot::Live(_)) {
+            self.outcome = Some(Outcome::Stopped);
+            return Ok(());
         }
+        // A guest that stands still cannot turn itself off. One that runs is not resumed.
+        let _ = self.resume();
+        self.running().map_or(Ok(()), |running| {
+            running
+                .press_power_button()
+                .map_err(RunError::host("press the power button"))
+        })
     }
 }

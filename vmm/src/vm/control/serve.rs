@@ -12,6 +12,8 @@ impl Control {
     /// Carries out `request`.
     pub(super) fn serve(&mut self, request: Request) -> Answer {
         let verb = request.verb();
+        // What the guest gave up until now is gone for whoever asks.
+        self.take_ejected();
         match request {
             Request::Ping => Ok(Reply::Ping(ping())),
             Request::ShutdownVmm => {
@@ -40,7 +42,8 @@ impl Control {
             }
             Request::Reboot => {
                 self.live(verb, BOOTED)?;
-                self.reboot().map_err(|error| error.answer(verb))?;
+                self.reboot(VmState::Running)
+                    .map_err(|error| error.answer(verb))?;
                 Ok(Reply::Done)
             }
             Request::PowerButton => self.press_power_button(),
