@@ -9,11 +9,14 @@
 //! | [`legacy`] | 16550 serial port, i8042 reset, debug port and boot mark, pvpanic |
 //! | [`acpi`] | hardware-reduced power registers, generic event device, hotplug registers |
 //! | [`pci`] | host bridge with ECAM, BARs, MSI-X |
+//! | [`host_cpus`] | CPUs of the host that workers are kept on |
+//! | [`rate_limit`] | how much a guest gets done in a time |
 //! | [`throttle`] | a bound on the log lines that a guest can cause |
 //! | [`virtio`] | transport core, its register faces, and one folder per device |
 
 pub mod acpi;
 pub mod bus;
+pub mod host_cpus;
 pub mod interrupt;
 pub mod legacy;
 #[cfg(test)]
@@ -21,6 +24,7 @@ mod log_lines;
 pub mod memory;
 pub mod pci;
 pub mod platform;
+pub mod rate_limit;
 pub mod state;
 pub mod throttle;
 pub mod virtio;

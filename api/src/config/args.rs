@@ -6,7 +6,7 @@ use clap::{ArgAction, Args};
 
 use super::{
     ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DiskConfig, MemoryConfig, NetConfig,
-    PayloadConfig, RngConfig, SerialConfig, VmConfig,
+    PayloadConfig, RateLimitGroupConfig, RngConfig, SerialConfig, VmConfig,
 };
 
 /// What the kernel is told unless it is told something: to speak on the serial port.
@@ -43,9 +43,15 @@ pub struct VmArgs {
     pub memory: Option<MemoryConfig>,
 
     /// A disk: a raw image or a block device. May be repeated. Keys: path=PATH, readonly=on|off, id=NAME, serial=TEXT,
-    /// queue_size=N, image_type=raw.
+    /// direct=on|off, sparse=on|off, num_queues=N, queue_size=N, queue_affinity=[QUEUE@[CPU,...],...], image_type=raw,
+    /// lock_granularity=byte-range|full, and limits: bw_size=BYTES, bw_one_time_burst=BYTES, bw_refill_time=MS, ops_size=N,
+    /// ops_one_time_burst=N, ops_refill_time=MS, or rate_limit_group=GROUP.
     #[arg(long, value_name = "path=PATH,...", action = ArgAction::Append, num_args = 1..)]
     pub disk: Vec<DiskConfig>,
+
+    /// Limits that several disks share. May be repeated. Keys: id=NAME, and the limits of --disk.
+    #[arg(long, value_name = "id=NAME,...", action = ArgAction::Append, num_args = 1..)]
+    pub rate_limit_group: Vec<RateLimitGroupConfig>,
 
     /// A network on a tap, which is made when there is none. May be repeated. Keys: tap=NAME or fd=N, mac=ADDRESS,
     /// ip=ADDRESS with mask=MASK, mtu=N, id=NAME, queue_size=N, and offload_tso, offload_ufo, offload_csum, each =on|off.
@@ -89,6 +95,7 @@ impl VmArgs {
             cpus,
             memory,
             disk,
+            rate_limit_group,
             net,
             rng,
             serial,
@@ -101,6 +108,7 @@ impl VmArgs {
             && cpus.is_none()
             && memory.is_none()
             && disk.is_empty()
+            && rate_limit_group.is_empty()
             && net.is_empty()
             && rng.is_none()
             && serial.is_none()
@@ -124,6 +132,7 @@ impl VmArgs {
             cpus,
             memory,
             disk,
+            rate_limit_group,
             net,
             rng,
             serial,
@@ -145,6 +154,7 @@ impl VmArgs {
             cpus: cpus.unwrap_or_default(),
             memory: memory.unwrap_or_default(),
             disks: disk,
+            rate_limit_groups: (!rate_limit_group.is_empty()).then_some(rate_limit_group),
             net,
             rng: rng.unwrap_or_default(),
             serial,

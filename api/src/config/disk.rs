@@ -14,7 +14,12 @@ use super::{ConfigError, RateLimiterConfig};
 /// Length of the string that the get-id request answers (virtio 1.2, 5.2.6).
 const SERIAL_BYTES: usize = 20;
 
-/// A disk. `--disk path=PATH[,readonly=on|off,queue_size=N,serial=S,id=ID]`.
+/// Most queues of a disk, each of which has a thread.
+const MAX_QUEUES: usize = 256;
+
+/// A disk. `--disk path=PATH[,readonly=on|off,direct=on|off,num_queues=N,queue_size=N,queue_affinity=[0@[1,3-4]],sparse=on|off,`
+/// `lock_granularity=byte-range|full,bw_size=N,bw_one_time_burst=N,bw_refill_time=MS,ops_size=N,ops_one_time_burst=N,`
+/// `ops_refill_time=MS,rate_limit_group=GROUP,serial=S,id=ID]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiskConfig {
@@ -37,9 +42,10 @@ pub struct DiskConfig {
     /// Format of the image. `Raw`; `Unknown` means the same, as formats are never guessed from contents that a guest
     /// can write.
     pub image_type: ImageType,
-    /// Whether the host's page cache is passed by (O_DIRECT). Only `false`.
+    /// Whether the host's page cache is passed by (O_DIRECT). A descriptor that was opened so is used so in any case.
     pub direct: bool,
-    /// Number of queues. Only 1.
+    /// Number of queues, each served by a thread of its own: 1 to 256.
+    #[schema(minimum = 1, maximum = 256)]
     pub num_queues: usize,
     /// Whether a virtual IOMMU is in front. Only `false`.
     pub iommu: bool,
@@ -55,23 +61,26 @@ pub struct DiskConfig {
     /// Socket of that process. Not supported. `socket` on the command line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vhost_socket: Option<String>,
-    /// Limits that several disks share. Not supported.
+    /// Name of one of the machine's `rate_limit_groups`, the limits of which hold for this disk and the others of the group
+    /// together. Not beside limits of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit_group: Option<String>,
-    /// Limits of bytes and operations. Not supported. `bw_*` and `ops_*` on the command line.
+    /// Limits of bytes and operations, all queues together. `bw_*` and `ops_*` on the command line.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "unlimited_as_none"
     )]
     pub rate_limiter_config: Option<RateLimiterConfig>,
-    /// Host CPUs that the queues' threads run on. Not supported.
+    /// Host CPUs that the queues' threads run on. The thread of a queue that is not named runs where the host likes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_affinity: Option<Vec<VirtQueueAffinity>>,
     /// Whether an image may name other files that it builds on. Only `false`.
     pub backing_files: bool,
-    /// Whether discarded blocks are given back to the host's file system. Only `true`, the default.
+    /// Whether blocks that the guest discards, or has filled with zeros, are given back to the host where it can take them.
+    /// If not, discards are not offered.
     pub sparse: bool,
-    /// What part of the file is locked against other users. Only the default.
+    /// What part of the image is locked (F_OFD_SETLK) against others that lock it: against all, or, if the guest can only read,
+    /// against those that write.
     pub lock_granularity: LockGranularity,
     /// Whether io_uring is done without where there is one. Only `false`. `_disable_io_uring` on the command line.
     pub disable_io_uring: bool,
@@ -146,19 +155,12 @@ impl Default for DiskConfig {
 
 impl Section for DiskConfig {
     const UNSUPPORTED: &'static [&'static str] = &[
-        "direct",
-        "num_queues",
         "iommu",
         "pci_segment",
         "pci_device_id",
         "vhost_user",
         "vhost_socket",
-        "rate_limit_group",
-        "rate_limiter_config",
-        "queue_affinity",
         "backing_files",
-        "sparse",
-        "lock_granularity",
         "disable_io_uring",
         "disable_aio",
     ];
@@ -168,6 +170,14 @@ impl Section for DiskConfig {
             check_path("path", path)?;
         }
         check_queue_size(self.queue_size)?;
+        self.check_queues()?;
+        if let (Some(group), Some(_)) = (&self.rate_limit_group, &self.rate_limiter_config) {
+            return Err(ConfigError::invalid(
+                "rate_limit_group",
+                format!("{group:?}"),
+                "expected either a group or limits of the disk's own, not both",
+            ));
+        }
         check_id(self.id.as_deref())?;
         if let Some(serial) = &self.serial
             && (serial.len() > SERIAL_BYTES || !serial.is_ascii())
@@ -211,6 +221,45 @@ impl Section for DiskConfig {
 }
 
 impl DiskConfig {
+    fn check_queues(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_QUEUES).contains(&self.num_queues) {
+            return Err(ConfigError::invalid(
+                "num_queues",
+                self.num_queues,
+                format!("expected 1 to {MAX_QUEUES}"),
+            ));
+        }
+        let invalid = |value: String, problem: String| {
+            Err(ConfigError::invalid("queue_affinity", value, problem))
+        };
+        let affinity = self.queue_affinity.as_deref().unwrap_or_default();
+        for (at, queue) in affinity.iter().enumerate() {
+            let index = queue.queue_index;
+            if usize::from(index) >= self.num_queues {
+                return invalid(
+                    format!("of queue {index}"),
+                    format!("expected queues 0 to {}", self.num_queues - 1),
+                );
+            }
+            if affinity[..at]
+                .iter()
+                .any(|other| other.queue_index == index)
+            {
+                return invalid(
+                    format!("of queue {index}"),
+                    "expected each queue once".to_owned(),
+                );
+            }
+            if queue.host_cpus.is_empty() {
+                return invalid(
+                    format!("[] of queue {index}"),
+                    "expected at least one host CPU".to_owned(),
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the disk, for which descriptors come under its name.
     ///
     /// # Errors

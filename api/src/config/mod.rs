@@ -57,7 +57,7 @@ pub use net::{NetConfig, VhostMode};
 pub use option::split_pairs;
 pub use payload::PayloadConfig;
 pub use platform::PlatformConfig;
-pub use rate_limiter::{RateLimiterConfig, TokenBucket};
+pub use rate_limiter::{RateLimitGroupConfig, RateLimiterConfig, TokenBucket};
 pub use rng::RngConfig;
 pub(crate) use section::Section;
 pub use section::{Passed, Unsupported};

@@ -1,7 +1,13 @@
 //! Rate limits of disks and networks.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
+
+use super::ConfigError;
+use super::option::{self, OptionString};
+use super::section::{Section, check_id};
 
 /// Command-line keys of the two buckets, for disks and networks alike.
 pub(crate) const RATE_LIMITER_RENAMES: [(&str, &str); 6] = [
@@ -45,6 +51,37 @@ pub struct TokenBucket {
     pub one_time_burst: Option<u64>,
     /// Time in which an empty bucket is full again, in milliseconds. Zero: no limit.
     pub refill_time: u64,
+}
+
+/// Limits that several disks share. `--rate-limit-group id=NAME,bw_size=N,bw_refill_time=MS,...`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimitGroupConfig {
+    /// Name of the group, by which disks name it as their `rate_limit_group`.
+    #[schema(min_length = 1, max_length = 64, pattern = "^(?!__)[!-~]+$")]
+    pub id: String,
+    /// The limits. `bw_*` and `ops_*` on the command line.
+    pub rate_limiter_config: RateLimiterConfig,
+}
+
+impl Section for RateLimitGroupConfig {
+    const UNSUPPORTED: &'static [&'static str] = &[];
+
+    fn check(&self) -> Result<(), ConfigError> {
+        check_id(Some(&self.id))
+    }
+}
+
+impl OptionString for RateLimitGroupConfig {
+    const RENAMES: &'static [(&'static str, &'static str)] = &RATE_LIMITER_RENAMES;
+}
+
+impl FromStr for RateLimitGroupConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        option::parse(text)
+    }
 }
 
 /// Reads limits; a bucket without a size or a refill time limits nothing, and is the same as no bucket.

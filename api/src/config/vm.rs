@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 use super::section::{Passed, Section, Unsupported};
 use super::{
     ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DebugConsoleConfig, DiskConfig,
-    MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig, SerialConfig, json,
+    MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
+    SerialConfig, json,
 };
 use crate::openapi::foreign;
 
@@ -63,13 +64,9 @@ pub struct VmConfig {
     )]
     #[schema(value_type = Option<Vec<foreign::LandlockConfig>>)]
     pub landlock_rules: Option<Unsupported>,
-    /// Limits that several disks share. Not supported.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "Unsupported::absent_when_empty"
-    )]
-    #[schema(value_type = Option<Vec<foreign::RateLimitGroupConfig>>)]
-    pub rate_limit_groups: Option<Unsupported>,
+    /// Limits that several disks share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit_groups: Option<Vec<RateLimitGroupConfig>>,
     /// Memory balloon. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<foreign::BalloonConfig>)]
@@ -275,7 +272,6 @@ impl Section for VmConfig {
         "watchdog",
         "landlock_enable",
         "landlock_rules",
-        "rate_limit_groups",
         "balloon",
         "fs",
         "generic_vhost_user",
@@ -300,8 +296,29 @@ impl Section for VmConfig {
         part("payload", &self.payload)?;
         part("cpus", &self.cpus)?;
         part("memory", &self.memory)?;
+        let mut groups = HashSet::new();
+        for (index, group) in self.rate_limit_groups.iter().flatten().enumerate() {
+            let name = format!("rate_limit_groups[{index}]");
+            part(&name, group)?;
+            if !groups.insert(group.id.as_str()) {
+                return Err(ConfigError::invalid(
+                    &format!("{name}.id"),
+                    format!("{:?}", group.id),
+                    "expected a name that no other group has",
+                ));
+            }
+        }
         for (index, disk) in self.disks.iter().enumerate() {
             part(&format!("disks[{index}]"), disk)?;
+            if let Some(group) = &disk.rate_limit_group
+                && !groups.contains(group.as_str())
+            {
+                return Err(ConfigError::invalid(
+                    &format!("disks[{index}].rate_limit_group"),
+                    format!("{group:?}"),
+                    "expected the id of one of rate_limit_groups",
+                ));
+            }
         }
         for (index, net) in self.net.iter().enumerate() {
             part(&format!("net[{index}]"), net)?;

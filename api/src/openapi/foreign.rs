@@ -6,8 +6,6 @@
 
 use utoipa::ToSchema;
 
-use crate::config::RateLimiterConfig;
-
 /// A directory of the host that a virtio-fs process serves.
 #[derive(ToSchema)]
 pub(crate) struct FsConfig {
@@ -288,15 +286,6 @@ pub(crate) struct MemoryZoneConfig {
     /// Whether swap space is reserved for it.
     #[schema(default = false, required = false)]
     reserve: bool,
-}
-
-/// Limits that several disks share.
-#[derive(ToSchema)]
-pub(crate) struct RateLimitGroupConfig {
-    /// Name of the group.
-    id: String,
-    /// The limits.
-    rate_limiter_config: RateLimiterConfig,
 }
 
 /// A file that the confined process may use.

@@ -10,6 +10,8 @@ use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, Subscrib
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::host_cpus::HostCpus;
+
 /// What a worker thread runs.
 pub trait Handler: Send + 'static {
     /// Adds the descriptors to wait for, when the thread starts.
@@ -63,6 +65,15 @@ impl<H: Handler> Worker<H> {
                 worker.handler
             })?;
         Ok(Self { stop, thread })
+    }
+
+    /// Keeps the thread on some CPUs of the host.
+    ///
+    /// # Errors
+    ///
+    /// The host refused: none of them can be used any more.
+    pub fn keep_on(&self, cpus: &HostCpus) -> io::Result<()> {
+        cpus.keep(&self.thread)
     }
 
     /// Ends the thread after what it is doing, and gives its handler back.

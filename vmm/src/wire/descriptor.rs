@@ -21,6 +21,24 @@ pub(super) fn reader(descriptor: BorrowedFd<'_>) -> io::Result<File> {
     Ok(own.unwrap_or(copy))
 }
 
+/// Lets `file` pass the host's page cache by, wherever else it is open as a copy.
+pub(super) fn make_direct(file: &File) -> io::Result<()> {
+    // SAFETY: both commands take and give numbers, and the descriptor is open.
+    #[expect(unsafe_code)]
+    let result = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        if flags < 0 {
+            flags
+        } else {
+            libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT)
+        }
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Whether `file` was opened for what it shall be used for: reading, and writing at any position too if `write`.
 pub(super) fn allows(file: &File, write: bool) -> io::Result<bool> {
     // SAFETY: F_GETFL takes no argument, and the descriptor is open.

@@ -1,17 +1,29 @@
 //! Disks: opened once, shared by the block devices of one machine after the other.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use api::config::DiskConfig;
-use devices::virtio::block::{self, Block, BlockSetup, Disk, FileDisk, ID_LEN};
+use api::config::{
+    self, DiskConfig, LockGranularity, RateLimitGroupConfig, RateLimiterConfig, VirtQueueAffinity,
+};
+use devices::host_cpus::{HostCpuError, HostCpus};
+use devices::rate_limit::{RateLimiter, RateLimits, TokenBucket};
+use devices::virtio::block::{
+    self, Block, BlockSetup, Disk, FileDisk, ID_LEN, LockError, LockExtent,
+};
 
 use super::descriptor;
+
+mod holder;
+
+pub use self::holder::Holder;
 
 /// A disk that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +53,41 @@ pub enum DiskError {
     /// Neither a path nor a descriptor.
     #[error("--disk: path is missing: expected the path of an image, or a descriptor by the API")]
     Missing,
+    /// The host's page cache cannot be passed by.
+    #[error(
+        "--disk: {origin} does not take direct=on: its file system has no direct access (O_DIRECT)"
+    )]
+    Direct {
+        /// Where it is.
+        origin: Origin,
+    },
+    /// Somebody else uses it.
+    #[error(
+        "--disk: {origin} is locked by {}, expected nobody else to {}",
+        holder.as_ref().map_or_else(|| "somebody else".to_owned(), ToString::to_string),
+        if *readonly {
+            "write to it"
+        } else {
+            "use it (readonly=on shares it with others that only read)"
+        }
+    )]
+    Locked {
+        /// Where it is.
+        origin: Origin,
+        /// Whether it was to be read only.
+        readonly: bool,
+        /// Who has locked it, where that can be seen.
+        holder: Option<Box<Holder>>,
+    },
+    /// The host refuses to lock it.
+    #[error("--disk: cannot lock {origin}")]
+    Lock {
+        /// Where it is.
+        origin: Origin,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
     /// The file is no disk.
     #[error("--disk: {origin} cannot be a disk")]
     Unusable {
@@ -49,6 +96,27 @@ pub enum DiskError {
         /// What is wrong with it.
         #[source]
         source: block::DiskError,
+    },
+    /// The limits that it shall share are not there.
+    #[error(
+        "--disk: rate_limit_group {group:?} of {id} is not there, expected one of the machine's rate_limit_groups"
+    )]
+    Group {
+        /// Name of the device.
+        id: String,
+        /// Name of the group.
+        group: String,
+    },
+    /// A queue's thread cannot run where it shall.
+    #[error("--disk: queue_affinity of {id} cannot be had for queue {queue}")]
+    Affinity {
+        /// Name of the device.
+        id: String,
+        /// Index of the queue.
+        queue: u16,
+        /// What is wrong with the CPUs.
+        #[source]
+        source: Box<HostCpuError>,
     },
 }
 
@@ -101,28 +169,67 @@ impl OpenDisk {
     }
 }
 
-/// Opens the disk that `config` names, or takes the one descriptor that a client opened for it.
+/// Limits that several disks share, by name.
+pub type Groups = BTreeMap<String, Arc<RateLimiter>>;
+
+/// Full buckets for the limits that disks share.
+pub fn groups(config: &[RateLimitGroupConfig]) -> Groups {
+    let groups = config.iter();
+    groups
+        .map(|group| (group.id.clone(), limiter(&group.rate_limiter_config)))
+        .collect()
+}
+
+/// Opens the disk that `config` names, or takes the one descriptor that a client opened for it. It shares the limits of its
+/// group in `groups`.
 ///
 /// # Errors
 ///
 /// [`DiskError`] names the flag, the path and the reason.
-pub fn open(config: &DiskConfig, descriptors: &[OwnedFd]) -> Result<OpenDisk, DiskError> {
+pub fn open(
+    config: &DiskConfig,
+    descriptors: &[OwnedFd],
+    groups: &Groups,
+) -> Result<OpenDisk, DiskError> {
     let DiskConfig {
         path,
         readonly,
+        direct,
         queue_size,
+        num_queues,
+        queue_affinity,
+        sparse,
+        lock_granularity,
+        rate_limiter_config,
+        rate_limit_group,
         serial,
         id,
         ..
     } = config;
-    let readonly = *readonly;
+    let (readonly, direct) = (*readonly, *direct);
     let id = id.as_deref().unwrap_or("disk");
+    let limiter = match (rate_limit_group, rate_limiter_config) {
+        (Some(group), _) => Some(groups.get(group).cloned().ok_or_else(|| DiskError::Group {
+            id: id.to_owned(),
+            group: group.clone(),
+        })?),
+        (None, limits) => limits.as_ref().map(limiter),
+    };
     let (origin, file) = match (descriptors.first(), path) {
         (Some(descriptor), _) => {
             let origin = Origin::Descriptor(id.to_owned());
-            (origin, descriptor::copy(descriptor.as_fd()).map(Some))
+            let file = descriptor::copy(descriptor.as_fd()).and_then(|file| {
+                if direct {
+                    descriptor::make_direct(&file)?;
+                }
+                Ok(Some(file))
+            });
+            (origin, file)
         }
-        (None, Some(path)) => (Origin::Path(path.clone()), open_file(path, readonly)),
+        (None, Some(path)) => {
+            let origin = Origin::Path(path.clone());
+            (origin, open_file(path, readonly, direct))
+        }
         (None, None) => return Err(DiskError::Missing),
     };
     let failed = |source| DiskError::Open {
@@ -134,32 +241,106 @@ pub fn open(config: &DiskConfig, descriptors: &[OwnedFd]) -> Result<OpenDisk, Di
         origin: origin.clone(),
         source,
     };
-    let file = file.map_err(failed)?;
+    let file = file.map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) if direct => DiskError::Direct {
+            origin: origin.clone(),
+        },
+        _ => failed(source),
+    })?;
     let file = file.ok_or_else(|| unusable(block::DiskError::Kind("pipe")))?;
     if !descriptor::allows(&file, !readonly).map_err(failed)? {
         return Err(DiskError::Access { origin, readonly });
     }
-    let disk = FileDisk::new(file, readonly).map_err(unusable)?;
+    let seen = file.try_clone().map_err(failed)?;
+    let mut disk = FileDisk::new(file, readonly).map_err(unusable)?;
+    lock(&mut disk, &seen, *lock_granularity, &origin)?;
+    if !sparse {
+        disk = disk.keeping_blocks();
+    }
+    let queues = queue_affinity.iter().flatten();
+    let affinity = queues.map(
+        |VirtQueueAffinity {
+             queue_index,
+             host_cpus,
+         }| {
+            let queue = *queue_index;
+            let cpus = HostCpus::new(host_cpus).map_err(|source| DiskError::Affinity {
+                id: id.to_owned(),
+                queue,
+                source: Box::new(source),
+            })?;
+            Ok((queue, cpus))
+        },
+    );
     Ok(OpenDisk {
         id: id.to_owned(),
         disk: Arc::new(disk),
         setup: BlockSetup {
             name: format!("virtio-{id}"),
             id: identification(serial.as_deref().unwrap_or(id)),
-            queues: 1,
+            // The configuration was checked: there are not so many.
+            queues: u16::try_from(*num_queues).unwrap_or(u16::MAX),
             queue_size: *queue_size,
+            affinity: affinity.collect::<Result<_, _>>()?,
+            limiter,
         },
     })
 }
 
+/// Keeps others off `disk`, which is `file`. Where the host has no locks, nobody is kept off.
+fn lock(
+    disk: &mut FileDisk,
+    file: &File,
+    granularity: LockGranularity,
+    origin: &Origin,
+) -> Result<(), DiskError> {
+    let extent = match granularity {
+        LockGranularity::ByteRange => LockExtent::ByteRange,
+        LockGranularity::Full => LockExtent::Full,
+    };
+    match disk.lock(extent) {
+        Ok(()) => Ok(()),
+        Err(LockError::Held) => Err(DiskError::Locked {
+            origin: origin.clone(),
+            readonly: disk.read_only(),
+            holder: holder::find(file).map(Box::new),
+        }),
+        Err(LockError::Host(error)) => match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOLCK) => {
+                tracing::warn!(%origin, %error, "disk is not locked: its file system has no locks");
+                Ok(())
+            }
+            _ => Err(DiskError::Lock {
+                origin: origin.clone(),
+                source: error,
+            }),
+        },
+    }
+}
+
+/// Full buckets for the limits of a disk.
+fn limiter(config: &RateLimiterConfig) -> Arc<RateLimiter> {
+    let bucket = |bucket: &config::TokenBucket| TokenBucket {
+        size: bucket.size,
+        one_time_burst: bucket.one_time_burst.unwrap_or(0),
+        refill_time: Duration::from_millis(bucket.refill_time),
+    };
+    let limits = RateLimits {
+        bandwidth: config.bandwidth.as_ref().map(bucket),
+        ops: config.ops.as_ref().map(bucket),
+    };
+    Arc::new(RateLimiter::new(limits, Instant::now()))
+}
+
 /// Opens `path`, but no pipe, on which opening would wait for somebody at its other end.
-fn open_file(path: &Path, readonly: bool) -> io::Result<Option<File>> {
+fn open_file(path: &Path, readonly: bool, direct: bool) -> io::Result<Option<File>> {
     if fs::metadata(path)?.file_type().is_fifo() {
         return Ok(None);
     }
     File::options()
         .read(true)
         .write(!readonly)
+        .custom_flags(if direct { libc::O_DIRECT } else { 0 })
         .open(path)
         .map(Some)
 }
@@ -174,174 +355,4 @@ fn identification(text: &str) -> [u8; ID_LEN] {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::error::Error;
-    use std::os::fd::AsRawFd;
-
-    use devices::virtio::VirtioDevice;
-
-    use super::*;
-
-    fn config(path: &Path) -> DiskConfig {
-        DiskConfig {
-            path: Some(path.to_owned()),
-            ..DiskConfig::default()
-        }
-    }
-
-    fn image(len: u64) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(len).unwrap();
-        file
-    }
-
-    /// The error and its causes, as the binary prints them.
-    fn failure(config: &DiskConfig) -> String {
-        let error = open(config, &[]).unwrap_err();
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
-    }
-
-    #[test]
-    fn missing_file_is_named_with_flag_path_and_reason() {
-        assert_eq!(
-            failure(&DiskConfig {
-                readonly: true,
-                ..config(Path::new("/nowhere/root.img"))
-            }),
-            "--disk: cannot open path /nowhere/root.img for reading: No such file or directory (os error 2)"
-        );
-    }
-
-    #[test]
-    fn only_a_refused_write_is_answered_by_readonly() {
-        let text = |kind: io::ErrorKind| purpose(false, &kind.into());
-        assert!(text(io::ErrorKind::ReadOnlyFilesystem).contains("readonly=on"));
-        assert!(text(io::ErrorKind::PermissionDenied).contains("readonly=on"));
-        assert_eq!(text(io::ErrorKind::NotFound), "for reading and writing");
-    }
-
-    #[test]
-    fn directory_is_no_disk() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = DiskConfig {
-            readonly: true,
-            ..config(folder.path())
-        };
-        assert!(failure(&config).ends_with(
-            "cannot be a disk: it is a directory, expected a regular file or a block device"
-        ));
-    }
-
-    #[test]
-    fn character_device_is_no_disk() {
-        let text = failure(&config(Path::new("/dev/null")));
-        assert_eq!(
-            text,
-            "--disk: path /dev/null cannot be a disk: it is a character device, expected a regular file or a block device"
-        );
-    }
-
-    #[test]
-    fn empty_image_is_refused() {
-        assert!(failure(&config(image(0).path())).contains("it is empty"));
-    }
-
-    #[test]
-    fn image_with_part_of_a_sector_is_refused_with_both_sizes() {
-        let text = failure(&config(image(1000).path()));
-        assert!(
-            text.ends_with(
-                "its size of 1000 bytes is not a multiple of 512, expected for example 1024"
-            ),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn capacity_and_read_only_reach_the_guest() {
-        let file = image(1 << 20);
-        for (readonly, feature) in [(false, 0), (true, 1 << 5)] {
-            let config = DiskConfig {
-                readonly,
-                ..config(file.path())
-            };
-            let opened = open(&config, &[]).unwrap();
-            let device = opened.device();
-            let mut capacity = [0; 8];
-            device.read_config(0, &mut capacity);
-            assert_eq!(u64::from_le_bytes(capacity), 2048);
-            assert_eq!(device.features() & (1 << 5), feature);
-        }
-    }
-
-    #[test]
-    fn opened_disk_outlives_its_path_and_gives_devices_again() {
-        let file = image(512);
-        let opened = open(&config(file.path()), &[]).unwrap();
-        file.close().unwrap();
-        drop(opened.device());
-        assert_eq!(opened.device().name(), "virtio-disk");
-    }
-
-    #[test]
-    fn descriptor_is_not_passed_to_children() {
-        let opened = open(&config(image(512).path()), &[]).unwrap();
-        let fd = opened.disk.descriptor().unwrap().as_raw_fd();
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
-        let flags = info
-            .lines()
-            .find_map(|line| line.strip_prefix("flags:"))
-            .map(|flags| i32::from_str_radix(flags.trim(), 8).unwrap())
-            .unwrap();
-        assert_eq!(flags & libc::O_CLOEXEC, libc::O_CLOEXEC);
-    }
-
-    #[test]
-    fn descriptor_takes_the_place_of_a_path_and_is_left_to_its_owner() {
-        let file = image(1 << 20);
-        let descriptors = [OwnedFd::from(file.reopen().unwrap())];
-        let config = DiskConfig {
-            id: Some("root".to_owned()),
-            ..DiskConfig::default()
-        };
-        for _ in 0..2 {
-            let opened = open(&config, &descriptors).unwrap();
-            assert_eq!((opened.id(), opened.disk.size()), ("root", 1 << 20));
-        }
-    }
-
-    #[test]
-    fn descriptor_that_cannot_be_written_is_refused_for_a_disk_that_can() {
-        let file = image(512);
-        let descriptors = [OwnedFd::from(File::open(file.path()).unwrap())];
-        let config = DiskConfig {
-            id: Some("root".to_owned()),
-            ..DiskConfig::default()
-        };
-        let error = open(&config, &descriptors).unwrap_err().to_string();
-        assert!(
-            error.contains("the descriptor of root is not open for reading and writing"),
-            "{error}"
-        );
-        let config = DiskConfig {
-            readonly: true,
-            ..config
-        };
-        open(&config, &descriptors).unwrap();
-    }
-
-    #[test]
-    fn identification_is_filled_up_with_zeros() {
-        assert_eq!(&identification("_disk0")[..8], b"_disk0\0\0");
-        assert_eq!(
-            &identification("a serial of 20 bytes and more"),
-            b"a serial of 20 bytes"
-        );
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use api::config::VmConfig;
 use api::request::Descriptors;
 
-use self::disk::{DiskError, OpenDisk};
+use self::disk::{DiskError, Groups, OpenDisk};
 use self::net::{NetError, OpenNet};
 use self::payload::{Payload, PayloadError};
 use self::rng::{OpenRng, RngError};
@@ -28,6 +28,8 @@ pub struct Resources {
     pub payload: Payload,
     /// Disks, in the order of their PCI slots.
     pub disks: Vec<OpenDisk>,
+    /// Limits that disks share.
+    pub groups: Groups,
     /// Networks, in the order of their PCI slots.
     pub nets: Vec<OpenNet>,
     /// The source of entropy.
@@ -103,11 +105,13 @@ pub fn open(config: &VmConfig, descriptors: &Descriptors) -> Result<Resources, W
     let of = |id: &Option<String>| descriptors.get(id.as_deref().unwrap_or_default());
     let disks = config.disks.iter();
     let nets = config.net.iter();
+    let groups = disk::groups(config.rate_limit_groups.as_deref().unwrap_or_default());
     Ok(Resources {
         payload: payload::open(&config.payload, descriptors)?,
         disks: disks
-            .map(|disk| disk::open(disk, of(&disk.id)))
+            .map(|disk| disk::open(disk, of(&disk.id), &groups))
             .collect::<Result<_, _>>()?,
+        groups,
         nets: nets
             .map(|net| net::open(net, of(&net.id)))
             .collect::<Result<_, _>>()?,

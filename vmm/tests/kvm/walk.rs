@@ -83,6 +83,8 @@ fn request(setup: &Setup, verb: Verb, number: usize) -> Request {
         Verb::AddDisk => Request::AddDisk {
             config: Box::new(DiskConfig {
                 path: Some(setup.path("disk")),
+                // Images that are written to cannot be shared.
+                readonly: true,
                 id: Some(format!("disk{number}")),
                 ..DiskConfig::default()
             }),

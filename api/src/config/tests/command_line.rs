@@ -121,7 +121,7 @@ fn max_is_boot_when_not_given() {
 #[test]
 fn unknown_keys_are_named_with_the_known_ones() {
     insta::assert_snapshot!(refusal::<DiskConfig>("pth=/d.img"),
-        @r#"unknown key "pth"; known keys: path, readonly, queue_size, serial, id, image_type"#);
+        @r#"unknown key "pth"; known keys: path, readonly, queue_size, serial, id, image_type, direct, num_queues, rate_limit_group, bw_size, bw_one_time_burst, bw_refill_time, ops_size, ops_one_time_burst, ops_refill_time, queue_affinity, sparse, lock_granularity"#);
     insta::assert_snapshot!(refusal::<CpusConfig>("boots=1"),
         @r#"unknown key "boots"; known keys: boot, max, topology"#);
     insta::assert_snapshot!(refusal::<CpusConfig>("boot_vcpus=1"),
@@ -199,8 +199,8 @@ fn keys_known_to_cloud_hypervisor_are_accepted_at_their_default_only() {
         .parse::<MemoryConfig>()
         .unwrap();
 
-    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,num_queues=4"),
-        @"num_queues is known to the Cloud Hypervisor API but not supported by podvisor: 4 was given, only the default (1) is accepted");
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,iommu=on"),
+        @"iommu is known to the Cloud Hypervisor API but not supported by podvisor: true was given, only the default (false) is accepted");
     insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,socket=/tmp/s"),
         @r#"socket is known to the Cloud Hypervisor API but not supported by podvisor: "/tmp/s" was given, only the default (none) is accepted"#);
     insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,image_type=qcow2"),
@@ -391,7 +391,7 @@ fn descriptor_of_a_disk_is_refused_where_it_makes_no_sense() {
         ("fd=3,path=/d.img", "either a path or a descriptor"),
         ("fd=", "path is missing"),
         ("fd=3,fd=4", "more than once"),
-        ("colour=red", ", id, image_type, fd"),
+        ("colour=red", ", lock_granularity, fd"),
     ] {
         let error = text.parse::<AddedDisk>().unwrap_err().to_string();
         assert!(error.contains(part), "{text:?}: {error}");
@@ -415,4 +415,67 @@ fn pairs_of_any_keys_are_split_outside_quotes_and_brackets() {
         let error = split_pairs(text).unwrap_err().to_string();
         assert!(error.contains(part), "{text:?}: {error}");
     }
+}
+
+#[test]
+fn how_a_disk_is_served_is_read() {
+    let disk: DiskConfig =
+        "path=/d,num_queues=4,queue_affinity=[0@[1,3-4],3@[0]],sparse=off,direct=on"
+            .parse()
+            .unwrap();
+    let affinity = |queue_index, host_cpus: &[usize]| VirtQueueAffinity {
+        queue_index,
+        host_cpus: host_cpus.to_vec(),
+    };
+    let expected = DiskConfig {
+        path: Some("/d".into()),
+        num_queues: 4,
+        queue_affinity: Some(vec![affinity(0, &[1, 3, 4]), affinity(3, &[0])]),
+        sparse: false,
+        direct: true,
+        ..DiskConfig::default()
+    };
+    assert_eq!(disk, expected);
+}
+
+#[test]
+fn queues_that_a_disk_cannot_have_are_named() {
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,num_queues=0"),
+        @"bad value 0 for num_queues: expected 1 to 256");
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,num_queues=257"),
+        @"bad value 257 for num_queues: expected 1 to 256");
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,num_queues=2,queue_affinity=[2@[0]]"),
+        @"bad value of queue 2 for queue_affinity: expected queues 0 to 1");
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,num_queues=2,queue_affinity=[1@[0],1@[1]]"),
+        @"bad value of queue 1 for queue_affinity: expected each queue once");
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/d,queue_affinity=[0@[]]"),
+        @"bad value [] of queue 0 for queue_affinity: expected at least one host CPU");
+}
+
+#[test]
+fn limits_and_locks_of_a_disk_are_read() {
+    let disk: DiskConfig =
+        "path=/d,bw_size=1000000,bw_one_time_burst=5,bw_refill_time=100,ops_size=10,ops_refill_time=20,\
+         lock_granularity=full"
+            .parse()
+            .unwrap();
+    let bucket = |size, one_time_burst, refill_time| {
+        Some(TokenBucket {
+            size,
+            one_time_burst,
+            refill_time,
+        })
+    };
+    let expected = DiskConfig {
+        path: Some("/d".into()),
+        rate_limiter_config: Some(RateLimiterConfig {
+            bandwidth: bucket(1_000_000, Some(5), 100),
+            ops: bucket(10, None, 20),
+        }),
+        lock_granularity: LockGranularity::Full,
+        ..DiskConfig::default()
+    };
+    assert_eq!(disk, expected);
+    let disk: DiskConfig = "path=/d,lock_granularity=byterange".parse().unwrap();
+    assert_eq!(disk.lock_granularity, LockGranularity::ByteRange);
 }

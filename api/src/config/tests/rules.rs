@@ -231,6 +231,29 @@ fn device_names_are_unique() {
 }
 
 #[test]
+fn disks_share_the_limits_of_a_group_that_is_there() {
+    let mut config = bootable();
+    let group: RateLimitGroupConfig = "id=slow,ops_size=10,ops_refill_time=100".parse().unwrap();
+    config.rate_limit_groups = Some(vec![group.clone()]);
+    let disk: DiskConfig = "path=/a,rate_limit_group=slow".parse().unwrap();
+    config.disks = vec![disk];
+    config.validate().unwrap();
+    let json = serde_json::to_vec(&config).unwrap();
+    assert_eq!(VmConfig::from_json(&json).unwrap(), config);
+
+    config.disks[0].rate_limit_group = Some("fast".to_owned());
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @r#"bad value "fast" for disks[0].rate_limit_group: expected the id of one of rate_limit_groups"#);
+    config.disks.clear();
+    config.rate_limit_groups = Some(vec![group.clone(), group]);
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @r#"bad value "slow" for rate_limit_groups[1].id: expected a name that no other group has"#);
+    insta::assert_snapshot!(refusal::<DiskConfig>("path=/a,rate_limit_group=g,ops_size=1,ops_refill_time=1"),
+        @r#"bad value "g" for rate_limit_group: expected either a group or limits of the disk's own, not both"#);
+    refusal::<RateLimitGroupConfig>("id=,ops_size=1,ops_refill_time=1");
+}
+
+#[test]
 fn devices_without_a_name_get_a_free_one() {
     let mut config = bootable();
     config.disks = vec![

@@ -192,6 +192,18 @@ pub(super) const EXPLAINED: &[Row] = &[
     ("PlatformConfig.num_pci_segments default", "-", "1", SAID),
     ("DiskConfig.image_type default", "-", "Unknown", SAID),
     (
+        "DiskConfig.num_queues minimum",
+        "-",
+        "1",
+        "a disk without a queue is of no use",
+    ),
+    (
+        "DiskConfig.num_queues maximum",
+        "-",
+        "256",
+        "each queue has a thread",
+    ),
+    (
         "NetConfig.ip default",
         "192.168.249.1",
         "-",

@@ -3,7 +3,8 @@
 use super::*;
 use crate::config::{
     ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, NetConfig,
-    PayloadConfig, PlatformConfig, RngConfig, Section, SerialConfig, VmConfig,
+    PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig, Section, SerialConfig,
+    VmConfig,
 };
 use crate::request::{CoredumpConfig, RemoveDeviceConfig, ResizeConfig, ResizeDiskConfig};
 
@@ -17,6 +18,10 @@ macro_rules! for_each_section {
         $check::<MemoryConfig>(schema("MemoryConfig"), json!({}));
         $check::<PayloadConfig>(schema("PayloadConfig"), json!({"kernel": "/k"}));
         $check::<DiskConfig>(schema("DiskConfig"), json!({"path": "/d"}));
+        $check::<RateLimitGroupConfig>(
+            schema("RateLimitGroupConfig"),
+            json!({"id": "g", "rate_limiter_config": {}}),
+        );
         $check::<NetConfig>(schema("NetConfig"), json!({}));
         $check::<RngConfig>(schema("RngConfig"), json!({}));
         $check::<SerialConfig>(schema("SerialConfig"), json!({}));

@@ -1,7 +1,10 @@
 //! The block device as its transport sees it.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -10,10 +13,16 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::disk::{BlockSizes, Disk};
 use super::engine::{Engine, EngineKind};
-use super::handler::{QueueHandler, Shared};
+use super::handler::{Durability, QueueHandler, Shared};
+use super::limit::Limit;
 use super::metrics::BlockMetrics;
 use super::resize::{BlockResizer, Capacity};
-use super::spec::{Config, FEATURE_FLUSH, FEATURE_MQ, FEATURE_RO, FEATURES, ID_LEN, SECTOR_SIZE};
+use super::spec::{
+    Config, DISCARD, FEATURE_CONFIG_WCE, FEATURE_DISCARD, FEATURE_FLUSH, FEATURE_MQ, FEATURE_RO,
+    FEATURE_WRITE_ZEROES, FEATURES, ID_LEN, SECTOR_SIZE, WRITE_ZEROES,
+};
+use crate::host_cpus::HostCpus;
+use crate::rate_limit::RateLimiter;
 use crate::state::{Persist, Section, StateError};
 use crate::throttle::Throttle;
 use crate::virtio::chain::MAX_PIECES;
@@ -25,6 +34,9 @@ const KIND: &str = "virtio-block";
 
 /// Newest version of the saved state.
 const VERSION: u16 = 1;
+
+/// The driver flushes, and may say that it does not.
+const BY_CONFIG: u64 = FEATURE_FLUSH | FEATURE_CONFIG_WCE;
 
 /// Log lines per minute that the driver can cause.
 const LOG_LINES: u32 = 10;
@@ -40,6 +52,11 @@ pub struct BlockSetup {
     pub queues: u16,
     /// The largest size of each queue, a power of two of at least 4.
     pub queue_size: u16,
+    /// CPUs of the host that the worker of a queue runs on, by the queue's index. The worker of a queue that is not there
+    /// runs where the host likes.
+    pub affinity: BTreeMap<u16, HostCpus>,
+    /// What limits the rate of requests, all queues together. Requests that are held back wait in the ring.
+    pub limiter: Option<Arc<RateLimiter>>,
 }
 
 /// A block device (virtio 1.2, 5.2).
@@ -48,7 +65,11 @@ pub struct Block {
     disk: Arc<dyn Disk>,
     id: [u8; ID_LEN],
     queue_sizes: Vec<u16>,
+    affinity: BTreeMap<u16, HostCpus>,
+    limiter: Option<Arc<RateLimiter>>,
     capacity: Arc<Capacity>,
+    /// Writes need not be durable before a flush: `writeback` of the configuration space.
+    writeback: Arc<AtomicBool>,
     block_sizes: BlockSizes,
     metrics: Arc<BlockMetrics>,
     throttle: Arc<Throttle>,
@@ -65,6 +86,8 @@ struct State {
     physical_block_size: u32,
     /// The driver has still to be told that the capacity changed.
     capacity_untold: bool,
+    /// What the driver has made of the field of that name.
+    writeback: bool,
 }
 
 impl fmt::Debug for Block {
@@ -86,12 +109,17 @@ impl Block {
             id,
             queues,
             queue_size,
+            affinity,
+            limiter,
         } = setup;
         Self {
             name,
             id,
             queue_sizes: vec![queue_size; usize::from(queues)],
+            affinity,
+            limiter,
             capacity: Arc::new(Capacity::new(disk.size())),
+            writeback: Arc::new(true.into()),
             block_sizes: disk.block_sizes(),
             disk,
             metrics: Arc::default(),
@@ -121,6 +149,10 @@ impl Block {
         self.engine
     }
 
+    fn can_discard(&self) -> bool {
+        self.disk.unmapping().discard && !self.disk.read_only()
+    }
+
     fn config(&self) -> Config {
         let BlockSizes { logical, physical } = self.block_sizes;
         let queue_size = self.queue_sizes.first().copied().unwrap_or(0);
@@ -135,12 +167,49 @@ impl Block {
         config.blk_size = logical.into();
         config.physical_block_exp = blocks.ilog2() as u8;
         config.min_io_size = u16::try_from(blocks).unwrap_or(u16::MAX).into();
+        config.writeback = self.writeback.load(Ordering::Acquire).into();
         config.num_queues = (self.queue_sizes.len() as u16).into();
+        let discard = self.can_discard();
+        if discard {
+            config.max_discard_sectors = DISCARD.sectors.into();
+            config.max_discard_seg = DISCARD.count.into();
+            config.discard_sector_alignment = (physical / SECTOR_SIZE as u32).into();
+        }
+        if !self.disk.read_only() {
+            config.max_write_zeroes_sectors = WRITE_ZEROES.sectors.into();
+            config.max_write_zeroes_seg = WRITE_ZEROES.count.into();
+            config.write_zeroes_may_unmap = discard.into();
+        }
         config
     }
 
+    /// Starts the worker of `queue`. An error tells what could not be had.
+    fn start_queue(
+        &mut self,
+        shared: Shared,
+        queue: ActiveQueue,
+    ) -> Result<(), (&'static str, io::Error)> {
+        let (engine, refusal) = Engine::new(&self.disk, queue.queue.size());
+        self.note_engine(&engine, refusal);
+        let name = match self.queue_sizes.len() {
+            1 => self.name.clone(),
+            _ => format!("{}-q{}", self.name, queue.index),
+        };
+        let cpus = self.affinity.get(&queue.index);
+        let limit = self.limiter.clone().map(Limit::new);
+        let limit = limit.transpose().map_err(|source| ("a timer", source))?;
+        let pass = self.capacity.gate.pass(&queue.notify);
+        let pass = pass.map_err(|source| ("an eventfd", source))?;
+        let handler = QueueHandler::new(shared, queue, engine, pass, limit);
+        let worker = Worker::spawn(&name, handler);
+        let worker = worker.map_err(|source| ("a worker thread", source))?;
+        let kept = cpus.map_or(Ok(()), |cpus| worker.keep_on(cpus));
+        self.workers.push(worker);
+        kept.map_err(|source| ("the host CPUs of a queue", source))
+    }
+
     /// Notes which engine is in use. Drivers start and reset a device as often as they like: only a change is logged.
-    fn note_engine(&mut self, engine: &Engine, refusal: Option<std::io::Error>) {
+    fn note_engine(&mut self, engine: &Engine, refusal: Option<io::Error>) {
         let kind = engine.kind();
         if self.engine.replace(kind) == Some(kind) {
             return;
@@ -164,13 +233,15 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let read_only = if self.disk.read_only() { FEATURE_RO } else { 0 };
-        let queues = if self.queue_sizes.len() > 1 {
-            FEATURE_MQ
-        } else {
-            0
-        };
-        FEATURES | read_only | queues
+        let optional = [
+            (self.disk.read_only(), FEATURE_RO),
+            // The device writes the zeros itself where the host has no better way.
+            (!self.disk.read_only(), FEATURE_WRITE_ZEROES),
+            (self.can_discard(), FEATURE_DISCARD),
+            (self.queue_sizes.len() > 1, FEATURE_MQ),
+        ];
+        let offered = optional.into_iter().filter(|(offered, _)| *offered);
+        offered.fold(FEATURES, |features, (_, feature)| features | feature)
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -181,8 +252,13 @@ impl VirtioDevice for Block {
         read_fields(self.config().as_bytes(), offset, data);
     }
 
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {
-        // The only field that a driver may write comes with VIRTIO_BLK_F_CONFIG_WCE, which is not offered.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        // The only field that a driver may write.
+        const WRITEBACK: u64 = std::mem::offset_of!(Config, writeback) as u64;
+        let at = WRITEBACK.checked_sub(offset).map(usize::try_from);
+        if let Some(value) = at.and_then(|at| data.get(at.ok()?)) {
+            self.writeback.store(*value != 0, Ordering::Release);
+        }
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
@@ -200,31 +276,22 @@ impl VirtioDevice for Block {
             interrupt: Arc::clone(&interrupt),
             capacity: Arc::clone(&self.capacity),
             read_only: self.disk.read_only(),
-            write_through: features & FEATURE_FLUSH == 0,
+            discard: features & FEATURE_DISCARD != 0,
+            write_zeroes: features & FEATURE_WRITE_ZEROES != 0,
+            unmap: self.can_discard(),
+            durability: match features & (FEATURE_FLUSH | FEATURE_CONFIG_WCE) {
+                BY_CONFIG => Durability::ByFlushWhile(Arc::clone(&self.writeback)),
+                FEATURE_FLUSH => Durability::ByFlush,
+                _ => Durability::AtOnce,
+            },
             id: self.id,
             metrics: Arc::clone(&self.metrics),
             throttle: Arc::clone(&self.throttle),
         };
         for queue in queues {
-            let (engine, refusal) = Engine::new(&self.disk, queue.queue.size());
-            self.note_engine(&engine, refusal);
-            let name = match self.queue_sizes.len() {
-                1 => self.name.clone(),
-                _ => format!("{}-q{}", self.name, queue.index),
-            };
-            let worker = match self.capacity.gate.pass(&queue.notify) {
-                Ok(pass) => {
-                    let handler = QueueHandler::new(shared.clone(), queue, engine, pass);
-                    Worker::spawn(&name, handler).map_err(|source| ("a worker thread", source))
-                }
-                Err(source) => Err(("an eventfd", source)),
-            };
-            match worker {
-                Ok(worker) => self.workers.push(worker),
-                Err((what, source)) => {
-                    self.stop();
-                    return Err(StartError::Resource { what, source });
-                }
+            if let Err((what, source)) = self.start_queue(shared.clone(), queue) {
+                self.stop();
+                return Err(StartError::Resource { what, source });
             }
         }
         self.capacity.begin(interrupt);
@@ -241,8 +308,9 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {
-        // Nothing but queues and features is set by a driver, and those belong to the transport.
+        // Queues and features belong to the transport.
         self.capacity.reset();
+        self.writeback.store(true, Ordering::Release);
     }
 }
 
@@ -253,7 +321,10 @@ impl Persist for Block {
             disk,
             id: _,
             queue_sizes: _,
+            affinity: _,
+            limiter: _,
             capacity,
+            writeback,
             block_sizes: BlockSizes { logical, physical },
             metrics: _,
             throttle: _,
@@ -263,6 +334,7 @@ impl Persist for Block {
         let state = State {
             capacity: capacity.get(),
             capacity_untold: capacity.is_untold(),
+            writeback: writeback.load(Ordering::Acquire),
             read_only: disk.read_only(),
             logical_block_size: *logical,
             physical_block_size: *physical,
@@ -277,6 +349,7 @@ impl Persist for Block {
             logical_block_size: logical,
             physical_block_size: physical,
             capacity_untold,
+            writeback,
         } = section.decode(KIND, VERSION)?;
         let field = |field, value: &dyn fmt::Display, expected: String| StateError::Field {
             kind: KIND,
@@ -310,6 +383,7 @@ impl Persist for Block {
             }
         }
         self.capacity.restore(capacity, capacity_untold);
+        self.writeback.store(writeback, Ordering::Release);
         self.block_sizes = BlockSizes { logical, physical };
         Ok(())
     }

@@ -1,17 +1,13 @@
 //! What a block device stores to and reads from.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::BorrowedFd;
 
 use vm_memory::VolatileSlice;
 
 use super::resize::ResizeError;
-use super::spec::SECTOR_SIZE;
 
 /// Block sizes of a disk in bytes, powers of two, each at least 512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +16,16 @@ pub struct BlockSizes {
     pub logical: u32,
     /// The smallest unit that is written without reading first; at least the logical size.
     pub physical: u32,
+}
+
+/// How the host takes whole ranges of a disk away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unmapping {
+    /// Ranges can be discarded. Without this, ranges of zeros keep their blocks as well.
+    pub discard: bool,
+    /// [`Disk::descriptor`] is a regular file, on which `fallocate` does what [`Disk::discard`] and [`Disk::write_zeroes`]
+    /// do, so that io_uring can do it.
+    pub fallocate: bool,
 }
 
 /// Pieces of host memory, in order, that a transfer fills or empties.
@@ -69,6 +75,11 @@ impl fmt::Debug for Pieces<'_> {
     }
 }
 
+/// Whether the host has no way to do what was asked, here and now and later.
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(libc::EOPNOTSUPP)
+}
+
 /// An opened disk, shared by the queues of one block device.
 ///
 /// Transfers may do less than was asked, as the system calls may: the device goes on where they stopped.
@@ -83,7 +94,7 @@ pub trait Disk: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`ResizeError::Host`], and [`ResizeError::BlockDevice`] for a disk whose size is changed elsewhere unless it has that
+    /// [`ResizeError::Host`], [`ResizeError::Direct`], [`ResizeError::Locked`], and [`ResizeError::BlockDevice`] for a disk whose size is changed elsewhere unless it has that
     /// size already. The disk is unchanged then.
     fn resize(&self, desired_size: u64) -> Result<(), ResizeError>;
 
@@ -96,6 +107,12 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// The descriptor of a file whose bytes are the bytes of the disk, for io_uring. None sends all transfers through the
     /// calls below.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether a transfer can be done by [`Disk::descriptor`] as it is. If not, it goes through the calls below, which block
+    /// and take everything. Always, if not said otherwise.
+    fn takes(&self, _pieces: Pieces<'_>, _offset: u64) -> bool {
+        true
+    }
 
     /// Fills `pieces` from byte `offset`, and tells how many bytes were read; 0 is the end of the disk.
     ///
@@ -117,246 +134,30 @@ pub trait Disk: fmt::Debug + Send + Sync {
     ///
     /// As for [`Disk::read_at`].
     fn flush(&self) -> io::Result<()>;
-}
 
-/// Why a file cannot be a disk.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// The host refused to tell about the file.
-    #[error("cannot find out its {what}")]
-    Query {
-        /// What was asked for.
-        what: &'static str,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// It is a directory, a pipe, a socket or a character device.
-    #[error("it is a {0}, expected a regular file or a block device")]
-    Kind(&'static str),
-    /// It holds nothing.
-    #[error("it is empty, expected at least one sector of 512 bytes")]
-    Empty,
-    /// The last sector is not whole.
-    #[error("its size of {size} bytes is not a multiple of 512, expected for example {next}")]
-    Size {
-        /// Size in bytes.
-        size: u64,
-        /// The next multiple of 512.
-        next: u64,
-    },
-}
+    /// What can be done to ranges besides reading and writing them; does not change. Nothing, if not said otherwise.
+    fn unmapping(&self) -> Unmapping {
+        Unmapping::default()
+    }
 
-/// A raw image: a regular file or a block device.
-#[derive(Debug)]
-pub struct FileDisk {
-    file: File,
-    /// It is a block device and no regular file.
-    device: bool,
-    size: AtomicU64,
-    read_only: bool,
-    block_sizes: BlockSizes,
-}
-
-impl FileDisk {
-    /// Takes an opened file, which was opened for writing too unless `read_only`. Its size is asked for now.
+    /// Lets the host forget the `len` bytes from `offset` on, which are whole sectors of the disk. What they read as after
+    /// that is not known.
     ///
     /// # Errors
     ///
-    /// [`DiskError`].
-    pub fn new(file: File, read_only: bool) -> Result<Self, DiskError> {
-        let query = |what| move |source| DiskError::Query { what, source };
-        let metadata = file.metadata().map_err(query("file type"))?;
-        let kind = metadata.file_type();
-        let block_sizes = if kind.is_file() {
-            // The preferred unit of the file system: a smaller write would make the host read first. Network file systems
-            // name units that no disk has.
-            let physical = metadata.blksize().clamp(512, 4096) as u32;
-            BlockSizes {
-                logical: 512,
-                physical: floor_power_of_two(physical),
-            }
-        } else if kind.is_block_device() {
-            device_block_sizes(&file).map_err(query("block size"))?
-        } else if kind.is_dir() {
-            return Err(DiskError::Kind("directory"));
-        } else if kind.is_fifo() {
-            return Err(DiskError::Kind("pipe"));
-        } else if kind.is_socket() {
-            return Err(DiskError::Kind("socket"));
-        } else {
-            return Err(DiskError::Kind("character device"));
-        };
-        let size = end(&file).map_err(query("size"))?;
-        if size == 0 {
-            return Err(DiskError::Empty);
-        }
-        if !size.is_multiple_of(SECTOR_SIZE) {
-            let next = size.next_multiple_of(SECTOR_SIZE);
-            return Err(DiskError::Size { size, next });
-        }
-        Ok(Self {
-            file,
-            device: kind.is_block_device(),
-            size: size.into(),
-            read_only,
-            block_sizes,
-        })
-    }
-}
-
-impl Disk for FileDisk {
-    fn size(&self) -> u64 {
-        self.size.load(Ordering::Acquire)
+    /// As for [`Disk::read_at`]; EOPNOTSUPP and [`io::ErrorKind::Unsupported`] if the host has no way to do it, which is the
+    /// answer if not said otherwise. The guest is told of that by a status of its own.
+    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn resize(&self, desired_size: u64) -> Result<(), ResizeError> {
-        let refused = |source| ResizeError::Host {
-            desired_size,
-            source,
-        };
-        let found = end(&self.file).map_err(refused)?;
-        if self.device {
-            if found != desired_size {
-                return Err(ResizeError::BlockDevice {
-                    desired_size,
-                    found,
-                });
-            }
-        } else {
-            if found < desired_size {
-                check_file_limit(desired_size).map_err(refused)?;
-            }
-            self.file.set_len(desired_size).map_err(refused)?;
-        }
-        self.size.store(desired_size, Ordering::Release);
-        Ok(())
-    }
-
-    fn read_only(&self) -> bool {
-        self.read_only
-    }
-
-    fn block_sizes(&self) -> BlockSizes {
-        self.block_sizes
-    }
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
-    }
-
-    fn read_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
-        let (iovecs, count, offset) = arguments(pieces, offset)?;
-        // SAFETY: `Pieces` promises that the iovecs name memory that may be written.
-        #[allow(unsafe_code)]
-        let done = unsafe { libc::preadv(self.file.as_raw_fd(), iovecs, count, offset) };
-        usize::try_from(done).map_err(|_| io::Error::last_os_error())
-    }
-
-    fn write_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
-        let (iovecs, count, offset) = arguments(pieces, offset)?;
-        // SAFETY: `Pieces` promises that the iovecs name memory that may be read.
-        #[allow(unsafe_code)]
-        let done = unsafe { libc::pwritev(self.file.as_raw_fd(), iovecs, count, offset) };
-        usize::try_from(done).map_err(|_| io::Error::last_os_error())
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-}
-
-/// The size of `file`: where seeking says that its end is, for block devices as well, whose metadata have no size.
-fn end(mut file: &File) -> io::Result<u64> {
-    file.seek(SeekFrom::End(0))
-}
-
-/// Fails if the process may not make a file of `size` bytes (RLIMIT_FSIZE): the host would end it by SIGXFSZ.
-fn check_file_limit(size: u64) -> io::Result<()> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the call writes one `rlimit`, and `limit` outlives it.
-    #[expect(unsafe_code)]
-    let result = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if size > limit.rlim_cur {
-        return Err(io::Error::from_raw_os_error(libc::EFBIG));
-    }
-    Ok(())
-}
-
-/// `pieces` and `offset` as the system calls take them.
-fn arguments(
-    pieces: Pieces<'_>,
-    offset: u64,
-) -> io::Result<(*const libc::iovec, libc::c_int, libc::off_t)> {
-    let iovecs = pieces.iovecs();
-    let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    Ok((
-        iovecs.as_ptr(),
-        libc::c_int::try_from(iovecs.len()).map_err(invalid)?,
-        libc::off_t::try_from(offset).map_err(invalid)?,
-    ))
-}
-
-fn device_block_sizes(file: &File) -> io::Result<BlockSizes> {
-    // linux/fs.h: _IO(0x12, 104) and _IO(0x12, 123).
-    const BLKSSZGET: libc::c_ulong = 0x1268;
-    const BLKPBSZGET: libc::c_ulong = 0x127b;
-
-    let ask = |request: libc::c_ulong| {
-        let mut value: libc::c_uint = 0;
-        // SAFETY: both requests write one int, and `value` outlives the call.
-        #[allow(unsafe_code)]
-        let result = unsafe { libc::ioctl(file.as_raw_fd(), request as _, &raw mut value) };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(value)
-        }
-    };
-    let logical = floor_power_of_two(ask(BLKSSZGET)?.clamp(512, 1 << 16));
-    let physical = floor_power_of_two(ask(BLKPBSZGET)?.clamp(logical, 1 << 20));
-    Ok(BlockSizes { logical, physical })
-}
-
-fn floor_power_of_two(value: u32) -> u32 {
-    1 << value.max(1).ilog2()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn block_device_is_asked_for_its_size_and_not_given_one() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(1024).unwrap();
-        let mut disk = FileDisk::new(file.reopen().unwrap(), false).unwrap();
-        // A file that may not be cut stands for the device: what is asked for is the same.
-        disk.device = true;
-        assert!(matches!(
-            disk.resize(512),
-            Err(ResizeError::BlockDevice {
-                desired_size: 512,
-                found: 1024
-            })
-        ));
-        file.as_file().set_len(4096).unwrap();
-        assert!(matches!(
-            disk.resize(8192),
-            Err(ResizeError::BlockDevice {
-                desired_size: 8192,
-                found: 4096
-            })
-        ));
-        assert_eq!(disk.size(), 1024);
-        disk.resize(4096).unwrap();
-        assert_eq!(disk.size(), 4096);
-        assert_eq!(file.as_file().metadata().unwrap().len(), 4096);
+    /// Lets the `len` bytes from `offset` on, which are whole sectors of the disk, read as zeros. They keep their blocks on
+    /// the host unless `unmap`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Disk::discard`]; the device writes zeros then where the host has no better way.
+    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -1,8 +1,10 @@
 //! The work on one request queue.
 
+mod ends;
+
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use event_manager::{EventOps, Events};
@@ -11,18 +13,40 @@ use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::engine::{Completion, Engine};
+use super::engine::Engine;
 use super::gate::Pass;
+use super::limit::Limit;
 use super::metrics::{BlockMetrics, add};
 use super::resize::Capacity;
-use super::slot::{Next, Slot, Work};
-use super::spec::{ID_LEN, Limits, Request, RequestHeader, Status};
+use super::slot::{Slot, Work};
+use super::spec::{ID_LEN, Limits, Request, RequestHeader, Segment, Status};
 use crate::memory::{GuestRam, RamGuard};
 use crate::throttle::Throttle;
 use crate::virtio::{ActiveQueue, Handler, Interrupt};
 
 /// Bytes begun in one go before the worker looks for other events: an engine that blocks has moved them by then.
 const MAX_BYTES_AT_ONCE: u64 = 64 << 20;
+
+/// When writes are to be durable.
+#[derive(Clone)]
+pub(super) enum Durability {
+    /// When they complete: the driver does not flush.
+    AtOnce,
+    /// After the next flush.
+    ByFlush,
+    /// After the next flush as long as this holds: the driver changes it as it likes.
+    ByFlushWhile(Arc<AtomicBool>),
+}
+
+impl Durability {
+    fn at_once(&self) -> bool {
+        match self {
+            Self::AtOnce => true,
+            Self::ByFlush => false,
+            Self::ByFlushWhile(writeback) => !writeback.load(Ordering::Acquire),
+        }
+    }
+}
 
 /// What the queues of one device share.
 #[derive(Clone)]
@@ -32,12 +56,70 @@ pub(super) struct Shared {
     /// Where requests may go; it changes while they are served.
     pub(super) capacity: Arc<Capacity>,
     pub(super) read_only: bool,
-    /// The driver does not flush: a write is durable when it completes.
-    pub(super) write_through: bool,
+    /// The feature was negotiated.
+    pub(super) discard: bool,
+    /// The feature was negotiated.
+    pub(super) write_zeroes: bool,
+    /// Ranges of zeros may lose their blocks.
+    pub(super) unmap: bool,
+    pub(super) durability: Durability,
     pub(super) id: [u8; ID_LEN],
     pub(super) metrics: Arc<BlockMetrics>,
     /// Bounds what the driver can have logged, however often it resets the device.
     pub(super) throttle: Arc<Throttle>,
+}
+
+/// What a request needs.
+enum Todo {
+    /// Work on the disk.
+    Begin(Work),
+    /// Nothing more than the status: `data` bytes were written before that.
+    Nothing { data: u32 },
+}
+
+impl Shared {
+    /// What the chain in `slot`, whose first bytes were `header`, asks for. The slot holds what that needs then.
+    ///
+    /// The error is the status to answer with.
+    fn understand(&self, slot: &mut Slot, header: &RequestHeader) -> Result<Todo, Status> {
+        let limits = Limits {
+            capacity: self.capacity.get(),
+            read_only: self.read_only,
+            discard: self.discard,
+            write_zeroes: self.write_zeroes,
+        };
+        let (readable, writable) = (slot.buffers.readable_len(), slot.buffers.writable_len());
+        let (work, ranges) = match Request::parse(header, readable, writable, limits)? {
+            Request::Read { offset } => return Ok(Todo::Begin(Work::Read { offset })),
+            Request::Write { offset } => return Ok(Todo::Begin(Work::Write { offset })),
+            Request::Flush => return Ok(Todo::Begin(Work::Flush)),
+            Request::GetId => {
+                // The parser saw that there is room.
+                let _ = slot.buffers.write_front(&self.id);
+                add(&self.metrics.identifications, 1);
+                return Ok(Todo::Nothing {
+                    data: ID_LEN as u32,
+                });
+            }
+            Request::Discard { ranges } => (Work::Discard, ranges),
+            Request::WriteZeroes { ranges } => (Work::WriteZeroes, ranges),
+        };
+        slot.ranges.clear();
+        for _ in 0..ranges {
+            let mut segment = Segment::new_zeroed();
+            // The parser saw that there are so many.
+            let _ = slot.buffers.read_front(segment.as_mut_bytes());
+            let mut range = segment.parse(work == Work::WriteZeroes, limits)?;
+            range.unmap &= self.unmap;
+            if range.len > 0 {
+                slot.ranges.push(range);
+            }
+        }
+        if slot.ranges.is_empty() {
+            return Ok(Todo::Nothing { data: 0 });
+        }
+        Ok(Todo::Begin(work))
+    }
 }
 
 /// Owns one queue while the device runs.
@@ -46,6 +128,8 @@ pub(super) struct QueueHandler {
     queue: ActiveQueue,
     engine: Engine,
     pass: Pass,
+    /// How much is taken from the ring in a time.
+    limit: Option<Limit>,
     slots: Vec<Slot>,
     free: Vec<u16>,
     /// Used elements were added since the driver was last told.
@@ -58,13 +142,20 @@ pub(super) struct QueueHandler {
 type RingError = virtio_queue::Error;
 
 impl QueueHandler {
-    pub(super) fn new(shared: Shared, queue: ActiveQueue, engine: Engine, pass: Pass) -> Self {
+    pub(super) fn new(
+        shared: Shared,
+        queue: ActiveQueue,
+        engine: Engine,
+        pass: Pass,
+        limit: Option<Limit>,
+    ) -> Self {
         let depth = queue.queue.size();
         Self {
             shared,
             queue,
             engine,
             pass,
+            limit,
             slots: (0..depth).map(|_| Slot::new()).collect(),
             free: (0..depth).rev().collect(),
             added: false,
@@ -111,11 +202,18 @@ impl QueueHandler {
         loop {
             self.queue.queue.disable_notification(&**memory)?;
             let mut now = None;
+            let mut held_back = false;
             while chains > 0
                 && bytes < MAX_BYTES_AT_ONCE
                 && !self.free.is_empty()
                 && !self.pass.is_refused()
             {
+                if let Some(limit) = &mut self.limit
+                    && limit.holds_back(*now.get_or_insert_with(Instant::now))
+                {
+                    held_back = true;
+                    break;
+                }
                 let Some(moved) = self.take_chain(memory, &mut now)? else {
                     break;
                 };
@@ -127,8 +225,8 @@ impl QueueHandler {
                 self.look_again();
                 return Ok(());
             }
-            if self.free.is_empty() {
-                // The next completion leads back here.
+            if self.free.is_empty() || held_back {
+                // The next completion leads back here, or the timer.
                 return Ok(());
             }
             if !self.queue.queue.enable_notification(&**memory)? {
@@ -158,10 +256,6 @@ impl QueueHandler {
         let Some(token) = self.free.pop() else {
             return Ok(None);
         };
-        let limits = Limits {
-            capacity: self.shared.capacity.get(),
-            read_only: self.shared.read_only,
-        };
         let slot = &mut self.slots[usize::from(token)];
         slot.head = chain.head_index();
         let loaded = slot.buffers.load(memory, chain);
@@ -171,36 +265,19 @@ impl QueueHandler {
         let read = loaded
             .and(status)
             .and_then(|()| slot.buffers.read_front(header.as_mut_bytes()));
-        let request = match read {
-            Ok(()) => Request::parse(
-                &header,
-                slot.buffers.readable_len(),
-                slot.buffers.writable_len(),
-                limits,
-            ),
-            Err(error) => {
-                add(&self.shared.metrics.malformed, 1);
-                if let Some(suppressed) = self.shared.throttle.allow() {
-                    tracing::warn!(queue = self.queue.index, %error, suppressed, "malformed block request");
-                }
-                self.finish(token, Status::IoError, 0, memory)?;
-                return Ok(Some(0));
+        if let Err(error) = read {
+            add(&self.shared.metrics.malformed, 1);
+            if let Some(suppressed) = self.shared.throttle.allow() {
+                tracing::warn!(queue = self.queue.index, %error, suppressed, "malformed block request");
             }
-        };
-        let work = match request {
-            Ok(Request::Read { offset }) => Work::Read { offset },
-            Ok(Request::Write { offset }) => Work::Write {
-                offset,
-                then_flush: self.shared.write_through,
-            },
-            Ok(Request::Flush) => Work::Flush,
-            Ok(Request::GetId) => {
-                let id = self.shared.id;
-                // The parser saw that there is room.
-                let _ = slot.buffers.write_front(&id);
-                add(&self.shared.metrics.identifications, 1);
+            self.finish(token, Status::IoError, 0, memory)?;
+            return Ok(Some(0));
+        }
+        let work = match self.shared.understand(slot, &header) {
+            Ok(Todo::Begin(work)) => work,
+            Ok(Todo::Nothing { data }) => {
                 let whole = slot.buffers.writable_len() == 0;
-                self.finish(token, Status::Ok, ID_LEN as u32 + u32::from(whole), memory)?;
+                self.finish(token, Status::Ok, data + u32::from(whole), memory)?;
                 return Ok(Some(0));
             }
             Err(status) => {
@@ -214,25 +291,32 @@ impl QueueHandler {
                 return Ok(Some(0));
             }
         };
-        slot.begin(work, *now.get_or_insert_with(Instant::now));
+        let begun = *now.get_or_insert_with(Instant::now);
+        slot.begin(work, self.shared.durability.at_once(), begun);
+        let bytes = slot.total();
+        if let Some(limit) = &self.limit {
+            // What is discarded or zeroed is not moved.
+            let moved = match work {
+                Work::Read { .. } | Work::Write { .. } => bytes,
+                Work::Flush | Work::Discard | Work::WriteZeroes => 0,
+            };
+            limit.spend(moved, begun);
+        }
         add(&self.shared.metrics.in_flight, 1);
-        self.submit(token);
-        if self.engine.event().is_none() {
-            // Its operation has ended, however long that took.
+        if self.submit(token) {
+            // That took as long as it took.
             *now = None;
         }
-        Ok(Some(match work {
-            Work::Read { .. } => self.slots[usize::from(token)].buffers.writable_len(),
-            _ => self.slots[usize::from(token)].buffers.readable_len(),
-        }))
+        Ok(Some(bytes))
     }
 
-    fn submit(&mut self, token: u16) {
+    /// Submits what the request of `token` needs next, and tells whether that has ended already.
+    fn submit(&mut self, token: u16) -> bool {
         // SAFETY: a slot is left alone while its token is not in `free`, until `complete` gets the token; `drain` waits for
         // all of them before the slots can be dropped.
         #[allow(unsafe_code)]
         unsafe {
-            self.slots[usize::from(token)].submit(&mut self.engine, token);
+            self.slots[usize::from(token)].submit(&mut self.engine, token)
         }
     }
 
@@ -269,123 +353,6 @@ impl QueueHandler {
         }
         Ok(again)
     }
-
-    /// Takes the end of an operation, and tells whether its request has to go on. `now` is as for
-    /// [`QueueHandler::take_chain`], for the requests that end together.
-    fn complete(
-        &mut self,
-        completion: Completion,
-        memory: &RamGuard,
-        now: &mut Option<Instant>,
-    ) -> Result<bool, RingError> {
-        let Completion {
-            token,
-            result,
-            ended,
-        } = completion;
-        let slot = &mut self.slots[usize::from(token)];
-        let status = match slot.advance(result) {
-            Next::Again => {
-                self.submit(token);
-                return Ok(true);
-            }
-            Next::Done(status) => status,
-            Next::Failed(error) => {
-                self.report(token, &error);
-                Status::IoError
-            }
-        };
-        let slot = &self.slots[usize::from(token)];
-        let (work, done) = (slot.work(), slot.done());
-        // A chain is no longer than 4 GiB, and one byte of it is the status.
-        let bytes = u32::try_from(done).unwrap_or(u32::MAX);
-        let ok = status == Status::Ok;
-        let end = ended.unwrap_or_else(|| *now.get_or_insert_with(Instant::now));
-        // This many nanoseconds are 584 years.
-        let time = u64::try_from(slot.time_until(end).as_nanos()).unwrap_or(u64::MAX);
-        let metrics = &self.shared.metrics;
-        let written = match work {
-            Work::Read { .. } if ok => {
-                add(&metrics.reads, 1);
-                add(&metrics.read_bytes, done);
-                add(&metrics.read_nanoseconds, time);
-                bytes.saturating_add(1)
-            }
-            // The status lies behind data that were not written.
-            Work::Read { .. } => bytes,
-            Work::Write { .. } | Work::FlushWrite if ok => {
-                add(&metrics.writes, 1);
-                add(&metrics.write_bytes, done);
-                add(&metrics.write_nanoseconds, time);
-                1
-            }
-            Work::Flush if ok => {
-                add(&metrics.flushes, 1);
-                add(&metrics.flush_nanoseconds, time);
-                u32::from(slot.buffers.writable_len() == 0)
-            }
-            Work::Write { .. } | Work::FlushWrite => 1,
-            Work::Flush => u32::from(slot.buffers.writable_len() == 0),
-        };
-        metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.finish(token, status, written, memory)?;
-        Ok(false)
-    }
-
-    fn report(&mut self, token: u16, error: &io::Error) {
-        add(&self.shared.metrics.host_errors, 1);
-        if let Some(suppressed) = self.shared.throttle.allow() {
-            let work = self.slots[usize::from(token)].work();
-            tracing::warn!(queue = self.queue.index, %error, ?work, suppressed, "disk request failed");
-        }
-    }
-
-    /// Gives the chain back to the driver, with `written` bytes from its first writable one on, and frees the slot.
-    fn finish(
-        &mut self,
-        token: u16,
-        status: Status,
-        written: u32,
-        memory: &RamGuard,
-    ) -> Result<(), RingError> {
-        let slot = &mut self.slots[usize::from(token)];
-        let told = slot.buffers.write_status(status as u8);
-        self.free.push(token);
-        if self.broken {
-            return Ok(());
-        }
-        self.added = true;
-        let written = if told { written } else { 0 };
-        self.queue.queue.add_used(&**memory, slot.head, written)
-    }
-
-    /// Tells the driver what happened in one go.
-    fn settle(&mut self, memory: &RamGuard, result: Result<(), RingError>) {
-        let result = result.and_then(|()| {
-            if self.broken || !std::mem::take(&mut self.added) {
-                return Ok(());
-            }
-            if self.queue.queue.needs_notification(&**memory)? {
-                self.shared.interrupt.queue(self.queue.index);
-            }
-            Ok(())
-        });
-        if let Err(error) = result
-            && !self.broken
-        {
-            if let Some(suppressed) = self.shared.throttle.allow() {
-                tracing::warn!(
-                    queue = self.queue.index,
-                    %error,
-                    suppressed,
-                    "ring of a block device is broken, the device needs a reset"
-                );
-            }
-            add(&self.shared.metrics.broken_rings, 1);
-            self.broken = true;
-            self.shared.interrupt.needs_reset();
-        }
-    }
 }
 
 impl Handler for QueueHandler {
@@ -397,10 +364,21 @@ impl Handler for QueueHandler {
             ops.add(Events::new(event, EventSet::IN))
                 .expect("a new epoll instance takes an eventfd");
         }
+        if let Some(limit) = &self.limit {
+            ops.add(Events::new(limit.timer(), EventSet::IN))
+                .expect("a new epoll instance takes a timer");
+        }
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         use std::os::fd::AsRawFd;
+        if let Some(limit) = &mut self.limit
+            && limit.timer().as_raw_fd() == events.fd()
+        {
+            limit.clear();
+            self.run();
+            return;
+        }
         let event = match self.engine.event() {
             Some(event) if event.as_raw_fd() == events.fd() => event,
             _ => &self.queue.notify,

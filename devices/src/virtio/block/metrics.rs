@@ -24,6 +24,18 @@ pub struct BlockMetrics {
     pub flushes: AtomicU64,
     /// Time that those flushes took, as for reads.
     pub flush_nanoseconds: AtomicU64,
+    /// Discards that succeeded.
+    pub discards: AtomicU64,
+    /// Bytes that those discards named.
+    pub discard_bytes: AtomicU64,
+    /// Time that those discards took, as for reads.
+    pub discard_nanoseconds: AtomicU64,
+    /// Requests to write zeros that succeeded.
+    pub zero_writes: AtomicU64,
+    /// Bytes that those requests named.
+    pub zero_write_bytes: AtomicU64,
+    /// Time that those requests took, as for writes.
+    pub zero_write_nanoseconds: AtomicU64,
     /// Identifications told.
     pub identifications: AtomicU64,
     /// Requests answered with VIRTIO_BLK_S_UNSUPP.

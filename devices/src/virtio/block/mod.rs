@@ -1,13 +1,18 @@
 //! Block device (virtio 1.2, 5.2): a [`Disk`] behind request queues, one worker thread per queue.
 //!
 //! A request goes straight between the disk and guest memory: its buffers are handed to io_uring as they are, or to
-//! `preadv` and `pwritev` where the host forbids io_uring.
+//! `preadv` and `pwritev` where the host forbids io_uring. Only what direct access does not take as it is goes through a
+//! buffer.
 
 mod device;
+mod direct;
 mod disk;
 mod engine;
+mod file;
 mod gate;
 mod handler;
+mod limit;
+mod lock;
 mod metrics;
 mod resize;
 mod slot;
@@ -17,8 +22,10 @@ mod spec;
 mod tests;
 
 pub use device::{Block, BlockSetup};
-pub use disk::{BlockSizes, Disk, DiskError, FileDisk, Pieces};
+pub use disk::{BlockSizes, Disk, Pieces, Unmapping};
 pub use engine::EngineKind;
+pub use file::{DiskError, FileDisk};
+pub use lock::{LockError, LockExtent};
 pub use metrics::BlockMetrics;
 pub use resize::{BlockResizer, ResizeError};
 pub use spec::{ID_LEN, SECTOR_SIZE};

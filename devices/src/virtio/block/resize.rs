@@ -46,6 +46,22 @@ pub enum ResizeError {
         /// The size of the block device.
         found: u64,
     },
+    /// The last unit of direct access would not be whole.
+    #[error(
+        "desired_size {desired_size} is not a multiple of the {unit} that direct access to the disk needs"
+    )]
+    Direct {
+        /// The size asked for.
+        desired_size: u64,
+        /// The unit.
+        unit: u64,
+    },
+    /// Somebody else has locked what the disk would grow by.
+    #[error("desired_size {desired_size} leads to bytes of the file that somebody else has locked")]
+    Locked {
+        /// The size asked for.
+        desired_size: u64,
+    },
     /// Requests that may lead beyond the new end did not end in time.
     #[error(
         "desired_size {desired_size} makes the disk smaller, expected its requests on the host to end within {} seconds",

@@ -1,10 +1,12 @@
 //! What the specification fixes: wire structures, and a request as the device understands it.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -24,10 +26,14 @@ pub(super) const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_BLK_F_SEG_MAX
     | 1 << VIRTIO_BLK_F_BLK_SIZE
     | FEATURE_FLUSH
+    | FEATURE_CONFIG_WCE
     | 1 << VIRTIO_BLK_F_TOPOLOGY;
 
 /// The driver may flush; if it does not accept this, a write is durable when it completes (5.2.6.2).
 pub(super) const FEATURE_FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
+
+/// The driver may say whether writes are durable when they complete.
+pub(super) const FEATURE_CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
 
 /// The disk is read-only.
 pub(super) const FEATURE_RO: u64 = 1 << VIRTIO_BLK_F_RO;
@@ -35,7 +41,33 @@ pub(super) const FEATURE_RO: u64 = 1 << VIRTIO_BLK_F_RO;
 /// There are several queues.
 pub(super) const FEATURE_MQ: u64 = 1 << VIRTIO_BLK_F_MQ;
 
-/// `struct virtio_blk_config` (5.2.4) up to `num_queues`.
+/// The driver may discard ranges.
+pub(super) const FEATURE_DISCARD: u64 = 1 << VIRTIO_BLK_F_DISCARD;
+
+/// The driver may have ranges filled with zeros.
+pub(super) const FEATURE_WRITE_ZEROES: u64 = 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+
+/// Bounds of the ranges that one request names: how many, and how many sectors each has. What takes long on the host is
+/// bounded by them; zeros may have to be written one by one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RangeBounds {
+    pub(super) count: u32,
+    pub(super) sectors: u32,
+}
+
+/// 16 ranges of 1 GiB.
+pub(super) const DISCARD: RangeBounds = RangeBounds {
+    count: 16,
+    sectors: 1 << 21,
+};
+
+/// One range of 64 MiB.
+pub(super) const WRITE_ZEROES: RangeBounds = RangeBounds {
+    count: 1,
+    sectors: 1 << 17,
+};
+
+/// `struct virtio_blk_config` (5.2.4) up to `write_zeroes_may_unmap`.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct Config {
@@ -53,6 +85,22 @@ pub(super) struct Config {
     pub(super) writeback: u8,
     pub(super) unused: u8,
     pub(super) num_queues: U16,
+    pub(super) max_discard_sectors: U32,
+    pub(super) max_discard_seg: U32,
+    pub(super) discard_sector_alignment: U32,
+    pub(super) max_write_zeroes_sectors: U32,
+    pub(super) max_write_zeroes_seg: U32,
+    pub(super) write_zeroes_may_unmap: u8,
+    pub(super) unused1: [u8; 3],
+}
+
+/// `struct virtio_blk_discard_write_zeroes` (5.2.6): one of the ranges in the data of a request.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct Segment {
+    pub(super) sector: U64,
+    pub(super) num_sectors: U32,
+    pub(super) flags: U32,
 }
 
 /// The device-readable head of a request (5.2.6).
@@ -84,6 +132,19 @@ pub(super) enum Request {
     Flush,
     /// Tell the identification.
     GetId,
+    /// Forget the ranges, so many of them, that the device-readable data name as [`Segment`]s.
+    Discard { ranges: usize },
+    /// Fill such ranges with zeros.
+    WriteZeroes { ranges: usize },
+}
+
+/// A range of the disk that a request names, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    /// The blocks of zeros may be freed.
+    pub(super) unmap: bool,
 }
 
 /// Where a request may go.
@@ -93,6 +154,10 @@ pub(super) struct Limits {
     pub(super) capacity: u64,
     /// No write is allowed.
     pub(super) read_only: bool,
+    /// Discards were negotiated.
+    pub(super) discard: bool,
+    /// Writing zeros was negotiated.
+    pub(super) write_zeroes: bool,
 }
 
 impl Request {
@@ -116,9 +181,59 @@ impl Request {
             VIRTIO_BLK_T_FLUSH => Ok(Self::Flush),
             VIRTIO_BLK_T_GET_ID if writable >= ID_LEN as u64 => Ok(Self::GetId),
             VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_GET_ID => Err(Status::IoError),
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if limits.read_only => {
+                Err(Status::IoError)
+            }
+            VIRTIO_BLK_T_DISCARD if limits.discard => Ok(Self::Discard {
+                ranges: range_count(readable, writable, DISCARD)?,
+            }),
+            VIRTIO_BLK_T_WRITE_ZEROES if limits.write_zeroes => Ok(Self::WriteZeroes {
+                ranges: range_count(readable, writable, WRITE_ZEROES)?,
+            }),
             _ => Err(Status::Unsupported),
         }
     }
+}
+
+impl Segment {
+    /// The range that a request to discard, or to write zeros, means. The error is the status to answer with, as for
+    /// [`Request::parse`]: Unsupported for flags that the type does not have (5.2.6.2).
+    pub(super) fn parse(&self, write_zeroes: bool, limits: Limits) -> Result<Range, Status> {
+        let (flags, bounds) = if write_zeroes {
+            (VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, WRITE_ZEROES)
+        } else {
+            (0, DISCARD)
+        };
+        let given = self.flags.get();
+        if given & !flags != 0 {
+            return Err(Status::Unsupported);
+        }
+        let sectors = self.num_sectors.get();
+        let offset = self.sector.get().checked_mul(SECTOR_SIZE);
+        let offset = offset.ok_or(Status::IoError)?;
+        let len = u64::from(sectors) * SECTOR_SIZE;
+        let end = offset.checked_add(len).ok_or(Status::IoError)?;
+        if sectors > bounds.sectors || end > limits.capacity {
+            return Err(Status::IoError);
+        }
+        Ok(Range {
+            offset,
+            len,
+            unmap: given & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0,
+        })
+    }
+}
+
+/// How many ranges `readable` bytes of a request name, at least one.
+fn range_count(readable: u64, writable: u64, bounds: RangeBounds) -> Result<usize, Status> {
+    let count = readable / size_of::<Segment>() as u64;
+    if writable != 0
+        || !readable.is_multiple_of(size_of::<Segment>() as u64)
+        || !(1..=u64::from(bounds.count)).contains(&count)
+    {
+        return Err(Status::IoError);
+    }
+    Ok(count as usize)
 }
 
 /// The byte offset of `sector`, if `len` bytes from there are whole sectors, at least one, and on the disk.
@@ -132,108 +247,4 @@ fn data_offset(sector: u64, len: u64, limits: Limits) -> Result<u64, Status> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const LIMITS: Limits = Limits {
-        capacity: 16 * SECTOR_SIZE,
-        read_only: false,
-    };
-
-    fn header(kind: u32, sector: u64) -> RequestHeader {
-        RequestHeader {
-            kind: kind.into(),
-            reserved: 0.into(),
-            sector: sector.into(),
-        }
-    }
-
-    fn parse(kind: u32, sector: u64, readable: u64, writable: u64) -> Result<Request, Status> {
-        Request::parse(&header(kind, sector), readable, writable, LIMITS)
-    }
-
-    #[test]
-    fn wire_structures_have_the_specified_sizes() {
-        assert_eq!(size_of::<RequestHeader>(), 16);
-        assert_eq!(size_of::<Config>(), 36);
-    }
-
-    #[test]
-    fn last_sector_is_on_the_disk_and_the_next_is_not() {
-        assert_eq!(
-            parse(VIRTIO_BLK_T_IN, 15, 0, 512),
-            Ok(Request::Read { offset: 7680 })
-        );
-        assert_eq!(parse(VIRTIO_BLK_T_IN, 16, 0, 512), Err(Status::IoError));
-        assert_eq!(parse(VIRTIO_BLK_T_IN, 15, 0, 1024), Err(Status::IoError));
-        assert_eq!(
-            parse(VIRTIO_BLK_T_OUT, 15, 512, 0),
-            Ok(Request::Write { offset: 7680 })
-        );
-        assert_eq!(parse(VIRTIO_BLK_T_OUT, 16, 512, 0), Err(Status::IoError));
-    }
-
-    #[test]
-    fn sector_that_overflows_is_an_error() {
-        for sector in [u64::MAX, u64::MAX / 512, u64::MAX / 512 + 1, 1 << 55] {
-            assert_eq!(parse(VIRTIO_BLK_T_IN, sector, 0, 512), Err(Status::IoError));
-            assert_eq!(
-                parse(VIRTIO_BLK_T_OUT, sector, 512, 0),
-                Err(Status::IoError)
-            );
-        }
-    }
-
-    #[test]
-    fn partial_sector_is_an_error() {
-        for len in [0, 1, 511, 513] {
-            assert_eq!(parse(VIRTIO_BLK_T_IN, 0, 0, len), Err(Status::IoError));
-            assert_eq!(parse(VIRTIO_BLK_T_OUT, 0, len, 0), Err(Status::IoError));
-        }
-    }
-
-    #[test]
-    fn data_of_the_wrong_direction_is_an_error() {
-        assert_eq!(parse(VIRTIO_BLK_T_IN, 0, 512, 0), Err(Status::IoError));
-        assert_eq!(parse(VIRTIO_BLK_T_IN, 0, 512, 512), Err(Status::IoError));
-        assert_eq!(parse(VIRTIO_BLK_T_OUT, 0, 0, 512), Err(Status::IoError));
-        assert_eq!(parse(VIRTIO_BLK_T_OUT, 0, 512, 512), Err(Status::IoError));
-    }
-
-    #[test]
-    fn write_to_read_only_disk_is_an_error() {
-        let limits = Limits {
-            read_only: true,
-            ..LIMITS
-        };
-        let request = Request::parse(&header(VIRTIO_BLK_T_OUT, 0), 512, 0, limits);
-        assert_eq!(request, Err(Status::IoError));
-    }
-
-    #[test]
-    fn identification_needs_room() {
-        assert_eq!(parse(VIRTIO_BLK_T_GET_ID, 0, 0, 19), Err(Status::IoError));
-        assert_eq!(parse(VIRTIO_BLK_T_GET_ID, 0, 0, 20), Ok(Request::GetId));
-    }
-
-    proptest! {
-        #[test]
-        fn accepted_data_is_on_the_disk(kind: u32, sector: u64, readable in 0..1_u64 << 34, writable in 0..1_u64 << 34) {
-            for kind in [kind, kind % 16] {
-                let len = match parse(kind, sector % 32, readable % 10_000, writable % 10_000) {
-                    Ok(Request::Read { offset }) => offset + writable % 10_000,
-                    Ok(Request::Write { offset }) => offset + readable % 10_000,
-                    _ => 0,
-                };
-                prop_assert!(len <= LIMITS.capacity);
-                let beyond = match parse(kind, sector | 1 << 40, readable, writable) {
-                    Ok(Request::Read { offset } | Request::Write { offset }) => Some(offset),
-                    _ => None,
-                };
-                prop_assert_eq!(beyond, None);
-            }
-        }
-    }
-}
+mod tests;

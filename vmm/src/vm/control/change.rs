@@ -115,9 +115,9 @@ impl Control {
             |vm| vm.disks.last().and_then(|disk| disk.id.clone()),
             |live, vm, id, descriptors| {
                 let disk = vm.disks.last().ok_or_else(|| unknown(id))?;
-                let opened = wire::disk::open(disk, descriptors.get(id))
-                    .map_err(|error| ApiError::refused(VERB, &error))?;
                 let (machine, resources, _) = live.parts();
+                let opened = wire::disk::open(disk, descriptors.get(id), &resources.groups)
+                    .map_err(|error| ApiError::refused(VERB, &error))?;
                 let device = opened.device();
                 let kind = Kind::disk(&device);
                 let info = machine

@@ -23,14 +23,9 @@ impl Blocking {
     }
 
     pub(super) fn submit(&mut self, token: u16, operation: Operation<'_>) {
-        let result = match operation {
-            Operation::Read { pieces, offset } => self.disk.read_at(pieces, offset),
-            Operation::Write { pieces, offset } => self.disk.write_at(pieces, offset),
-            Operation::Flush => self.disk.flush().map(|()| 0),
-        };
         self.ended.push_back(Completion {
             token,
-            result,
+            result: operation.carry_out(&*self.disk),
             // It is taken only after others were carried out.
             ended: Some(Instant::now()),
         });

@@ -31,12 +31,29 @@ impl std::fmt::Display for EngineKind {
     }
 }
 
-/// One transfer, or a flush. Offsets are in bytes.
+/// One transfer, a flush, or what is done to a whole range. Offsets and lengths are in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operation<'a> {
     Read { pieces: Pieces<'a>, offset: u64 },
     Write { pieces: Pieces<'a>, offset: u64 },
     Flush,
+    Discard { offset: u64, len: u64 },
+    WriteZeroes { offset: u64, len: u64, unmap: bool },
+}
+
+impl Operation<'_> {
+    /// Carries the operation out by calls that block, and tells how many bytes a transfer moved.
+    fn carry_out(self, disk: &dyn Disk) -> io::Result<usize> {
+        match self {
+            Self::Read { pieces, offset } => disk.read_at(pieces, offset),
+            Self::Write { pieces, offset } => disk.write_at(pieces, offset),
+            Self::Flush => disk.flush().map(|()| 0),
+            Self::Discard { offset, len } => disk.discard(offset, len).map(|()| 0),
+            Self::WriteZeroes { offset, len, unmap } => {
+                disk.write_zeroes(offset, len, unmap).map(|()| 0)
+            }
+        }
+    }
 }
 
 /// An operation that ended.
@@ -63,7 +80,7 @@ impl Engine {
     pub(super) fn new(disk: &Arc<dyn Disk>, depth: u16) -> (Self, Option<io::Error>) {
         let refusal = match disk
             .descriptor()
-            .map(|descriptor| Uring::new(descriptor, depth))
+            .map(|descriptor| Uring::new(Arc::clone(disk), descriptor, depth))
         {
             Some(Ok(uring)) => return (Self::Uring(Box::new(uring)), None),
             Some(Err(error)) => Some(error),
@@ -82,7 +99,7 @@ impl Engine {
         }
     }
 
-    /// Readable after an operation has ended on its own; none if operations end while they are submitted.
+    /// Readable after an operation has ended on its own; none if all operations end while they are submitted.
     pub(super) fn event(&self) -> Option<&EventFd> {
         match self {
             Self::Uring(uring) => Some(uring.event()),
@@ -90,19 +107,22 @@ impl Engine {
         }
     }
 
-    /// Prepares `operation`, to be carried out at the latest by [`Engine::kick`]. No other operation with `token` is on its
-    /// way, and less than `depth` are.
+    /// Prepares `operation`, to be carried out at the latest by [`Engine::kick`], and tells whether it has ended already. No
+    /// other operation with `token` is on its way, and less than `depth` are.
     ///
     /// # Safety
     ///
     /// The pieces, the list that names them and the memory in them, stay valid until [`Engine::next`] gave `token` back or
     /// the engine was dropped with [`Engine::in_flight`] being 0.
     #[allow(unsafe_code)]
-    pub(super) unsafe fn submit(&mut self, token: u16, operation: Operation<'_>) {
+    pub(super) unsafe fn submit(&mut self, token: u16, operation: Operation<'_>) -> bool {
         match self {
             // SAFETY: the caller makes the same promise.
             Self::Uring(uring) => unsafe { uring.submit(token, operation) },
-            Self::Blocking(blocking) => blocking.submit(token, operation),
+            Self::Blocking(blocking) => {
+                blocking.submit(token, operation);
+                true
+            }
         }
     }
 

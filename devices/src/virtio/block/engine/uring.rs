@@ -1,13 +1,18 @@
 //! Transfers by io_uring.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
 
 use io_uring::{IoUring, opcode, types};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Completion, Operation};
+use crate::virtio::block::disk::Disk;
+use crate::virtio::block::file::{PUNCH_HOLE, ZERO_RANGE};
 
 /// The disk in the ring's table of registered files.
 const DISK: types::Fixed = types::Fixed(0);
@@ -18,8 +23,13 @@ const GET_EVENTS: u32 = 1;
 /// A ring of its own, with the disk registered in it.
 pub(crate) struct Uring {
     ring: IoUring,
+    disk: Arc<dyn Disk>,
+    /// The disk can be discarded and zeroed by `fallocate`.
+    fallocate: bool,
     event: EventFd,
     in_flight: usize,
+    /// Operations that the ring has no way to do, or the descriptor: they ended while they were submitted.
+    ended: VecDeque<Completion>,
 }
 
 impl fmt::Debug for Uring {
@@ -31,15 +41,23 @@ impl fmt::Debug for Uring {
 }
 
 impl Uring {
-    pub(super) fn new(disk: BorrowedFd<'_>, depth: u16) -> io::Result<Self> {
+    /// A ring for `descriptor`, which is that of `disk`.
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        descriptor: BorrowedFd<'_>,
+        depth: u16,
+    ) -> io::Result<Self> {
         let ring = IoUring::new(u32::from(depth))?;
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        ring.submitter().register_files(&[disk.as_raw_fd()])?;
+        ring.submitter().register_files(&[descriptor.as_raw_fd()])?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Self {
             ring,
+            fallocate: disk.unmapping().fallocate,
+            disk,
             event,
             in_flight: 0,
+            ended: VecDeque::with_capacity(usize::from(depth)),
         })
     }
 
@@ -51,23 +69,44 @@ impl Uring {
     ///
     /// As for [`super::Engine::submit`].
     #[allow(unsafe_code)]
-    pub(super) unsafe fn submit(&mut self, token: u16, operation: Operation<'_>) {
+    pub(super) unsafe fn submit(&mut self, token: u16, operation: Operation<'_>) -> bool {
+        let fallocate = |mode, offset, len| {
+            self.fallocate.then(|| {
+                opcode::Fallocate::new(DISK, len)
+                    .offset(offset)
+                    .mode(mode)
+                    .build()
+            })
+        };
         let entry = match operation {
-            Operation::Read { pieces, offset } => {
+            Operation::Read { pieces, offset } if self.disk.takes(pieces, offset) => {
                 let iovecs = pieces.iovecs();
-                opcode::Readv::new(DISK, iovecs.as_ptr(), iovecs.len() as u32)
-                    .offset(offset)
-                    .build()
+                let read = opcode::Readv::new(DISK, iovecs.as_ptr(), iovecs.len() as u32);
+                Some(read.offset(offset).build())
             }
-            Operation::Write { pieces, offset } => {
+            Operation::Write { pieces, offset } if self.disk.takes(pieces, offset) => {
                 let iovecs = pieces.iovecs();
-                opcode::Writev::new(DISK, iovecs.as_ptr(), iovecs.len() as u32)
-                    .offset(offset)
-                    .build()
+                let write = opcode::Writev::new(DISK, iovecs.as_ptr(), iovecs.len() as u32);
+                Some(write.offset(offset).build())
             }
-            Operation::Flush => opcode::Fsync::new(DISK)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
+            Operation::Read { .. } | Operation::Write { .. } => None,
+            Operation::Flush => {
+                let fsync = opcode::Fsync::new(DISK);
+                Some(fsync.flags(types::FsyncFlags::DATASYNC).build())
+            }
+            Operation::Discard { offset, len } => fallocate(PUNCH_HOLE, offset, len),
+            Operation::WriteZeroes { offset, len, unmap } => {
+                let mode = if unmap { PUNCH_HOLE } else { ZERO_RANGE };
+                fallocate(mode, offset, len)
+            }
+        };
+        let Some(entry) = entry else {
+            self.ended.push_back(Completion {
+                token,
+                result: operation.carry_out(&*self.disk),
+                ended: Some(Instant::now()),
+            });
+            return true;
         };
         // SAFETY: the caller keeps the pieces and their list until the completion with this token was taken.
         let pushed = unsafe {
@@ -77,6 +116,7 @@ impl Uring {
         };
         // Tokens are unique, and there are as many entries as tokens.
         pushed.expect("the submission queue has an entry for each token");
+        false
     }
 
     pub(super) fn kick(&mut self) -> io::Result<bool> {
@@ -96,6 +136,9 @@ impl Uring {
     }
 
     pub(super) fn next(&mut self) -> Option<Completion> {
+        if let Some(completion) = self.ended.pop_front() {
+            return Some(completion);
+        }
         let entry = self.ring.completion().next()?;
         self.in_flight -= 1;
         let result = usize::try_from(entry.result())

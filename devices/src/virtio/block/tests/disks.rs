@@ -8,13 +8,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use super::super::{BlockSizes, Disk, FileDisk, Pieces, ResizeError};
+use super::super::{BlockSizes, Disk, FileDisk, Pieces, ResizeError, Unmapping};
 use super::{TIMEOUT, pattern};
 
 const SIZES: BlockSizes = BlockSizes {
     logical: 512,
     physical: 4096,
 };
+
+const DISCARD: Unmapping = Unmapping {
+    discard: true,
+    fallocate: false,
+};
+
+/// What is where a [`ScriptDisk`] was discarded.
+pub(crate) const DISCARDED: u8 = 0xdd;
 
 /// What a call to a [`ScriptDisk`] does instead of all that was asked.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +129,17 @@ impl Disk for ScriptDisk {
         script.durable = script.data.clone();
         Ok(())
     }
+
+    fn unmapping(&self) -> Unmapping {
+        DISCARD
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut script = self.0.lock().unwrap();
+        script.limit()?;
+        script.data[offset as usize..][..len as usize].fill(DISCARDED);
+        Ok(())
+    }
 }
 
 /// A file disk that io_uring does not get, or gets a descriptor for that it refuses.
@@ -149,6 +168,18 @@ impl Disk for WithoutUring {
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.refused.as_ref().map(File::as_fd)
+    }
+
+    fn unmapping(&self) -> Unmapping {
+        self.disk.unmapping()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.disk.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.disk.write_zeroes(offset, len, unmap)
     }
 
     fn read_at(&self, pieces: Pieces<'_>, offset: u64) -> io::Result<usize> {
@@ -279,6 +310,15 @@ impl Disk for HeldDisk {
     fn flush(&self) -> io::Result<()> {
         self.wait();
         self.disk.flush()
+    }
+
+    fn unmapping(&self) -> Unmapping {
+        DISCARD
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.wait();
+        self.disk.discard(offset, len)
     }
 }
 

@@ -1,14 +1,19 @@
 //! The device under a driver of its own.
 
 mod arbitrary;
-mod disks;
+pub(super) mod disks;
 mod faults;
 mod hostile;
+mod limits;
+mod queues;
+mod ranges;
 mod requests;
 mod resize;
 mod state;
 mod times;
+mod writeback;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,21 +65,31 @@ pub(super) fn setup() -> BlockSetup {
         id: *b"a serial of 20 bytes",
         queues: 1,
         queue_size: RING_SIZE,
+        affinity: BTreeMap::new(),
+        limiter: None,
     }
 }
 
 impl Rig {
     pub(super) fn new(disk: impl Disk + 'static) -> Self {
-        let mut rig = Self::stopped(disk, FLUSH);
+        Self::with_features(disk, FLUSH)
+    }
+
+    pub(super) fn with_features(disk: impl Disk + 'static, features: u64) -> Self {
+        let mut rig = Self::stopped(disk, features);
         rig.start();
         rig
     }
 
     /// A rig whose device was not started.
     pub(super) fn stopped(disk: impl Disk + 'static, features: u64) -> Self {
+        Self::made_of(disk, setup(), features)
+    }
+
+    fn made_of(disk: impl Disk + 'static, setup: BlockSetup, features: u64) -> Self {
         let memory = driver::memory(&REGIONS);
         Self {
-            device: Block::new(Arc::new(disk), setup()),
+            device: Block::new(Arc::new(disk), setup),
             ring: Ring::new(&memory, RING, RING_SIZE),
             memory,
             interrupt: Arc::default(),
