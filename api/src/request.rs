@@ -9,7 +9,7 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{DiskConfig, NetConfig, VmConfig};
+use crate::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
 
 pub use descriptors::{Descriptors, INITRAMFS, KERNEL};
 pub use error::ApiError;
@@ -69,6 +69,8 @@ pub enum Request {
         /// Its tap, opened by the client.
         descriptors: Descriptors,
     },
+    /// Add sockets between host and guest, checked. `vm.add-vsock`.
+    AddVsock(Box<VsockConfig>),
     /// Ask the guest to let go of a device, which goes when it has. `vm.remove-device`.
     RemoveDevice(RemoveDeviceConfig),
     /// Tell what the machine is and does. `vm.info`.
@@ -99,6 +101,7 @@ impl Request {
             Self::ResizeDisk(_) => "vm.resize-disk",
             Self::AddDisk { .. } => "vm.add-disk",
             Self::AddNet { .. } => "vm.add-net",
+            Self::AddVsock(_) => "vm.add-vsock",
             Self::RemoveDevice(_) => "vm.remove-device",
             Self::Info => "vm.info",
             Self::Counters => "vm.counters",

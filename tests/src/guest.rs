@@ -110,7 +110,7 @@ impl Guest {
         self.arg("--disk").arg(value)
     }
 
-    /// Adds the disk with fio and iperf3, which a script runs by `tools COMMAND`.
+    /// Adds the disk with fio, iperf3 and socat, which a script runs by `tools COMMAND`.
     pub fn tools(self) -> Result<Self> {
         let value = format!("path={},readonly=on", assets::tools()?.display());
         Ok(self.arg("--disk").arg(value))

@@ -48,6 +48,7 @@ fn help_fits_80_columns_and_lists_the_flags() -> Result<()> {
             "--disk",
             "--net",
             "--rng",
+            "--vsock",
             "--serial",
             "--no-reboot",
             "--shutdown-timeout",

@@ -1,11 +1,11 @@
-//! Unix stream sockets that only their owner may connect to.
+//! Unix stream sockets: those of others, and our own, that only their owner may connect to.
 
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
@@ -114,20 +114,32 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     if !metadata.file_type().is_socket() {
         return Err(SocketError::NotASocket);
     }
-    match connect(path)? {
+    match try_connect(path)? {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(host("remove the stale socket"))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         // With so many who wait to be accepted, another one would wait for that.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(SocketError::InUse),
-        Ok(()) => Err(SocketError::InUse),
+        Ok(_) => Err(SocketError::InUse),
         Err(error) => Err(host("find out whether it is in use")(error)),
     }
 }
 
-/// Connects for a moment, without waiting.
-fn connect(path: &Path) -> Result<io::Result<()>, SocketError> {
+/// Connects to who listens at `path`, and does not wait for it to take more connections than it has queued.
+///
+/// # Errors
+///
+/// What `connect` reports, [`io::ErrorKind::WouldBlock`] among it, or that there can be no such address.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    try_connect(path).map_err(|error| match error {
+        SocketError::Host { source, .. } => source,
+        error => io::Error::new(io::ErrorKind::InvalidInput, error.to_string()),
+    })?
+}
+
+/// Connects without waiting. The inner result is that of `connect`.
+fn try_connect(path: &Path) -> Result<io::Result<UnixStream>, SocketError> {
     let address = address(path)?;
     let socket = socket(libc::SOCK_NONBLOCK)?;
     // SAFETY: the address is a sockaddr_un of the length given, its path ends in a NUL, and the descriptor is open.
@@ -139,7 +151,7 @@ fn connect(path: &Path) -> Result<io::Result<()>, SocketError> {
             size_of::<libc::sockaddr_un>() as libc::socklen_t,
         )
     };
-    Ok(check(result).map(|_| ()))
+    Ok(check(result).map(|_| socket.into()))
 }
 
 /// The address that leads to `path`, which ends in a NUL in it.
@@ -207,8 +219,6 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
-
     use super::*;
 
     #[test]
@@ -230,6 +240,25 @@ mod tests {
         let (_listener, _file) = listen(&path).unwrap();
         assert!(matches!(listen(&path), Err(SocketError::InUse)));
         UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn connection_that_would_have_to_wait_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (_listener, _file) = listen(&path).unwrap();
+        let mut waiting = Vec::new();
+        let error = loop {
+            match connect(&path) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(waiting.len() >= BACKLOG as usize);
+        let long = folder.path().join("a".repeat(108));
+        let error = connect(&long).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use clap::{ArgAction, Args};
 
 use super::{
     ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DiskConfig, MemoryConfig, NetConfig,
-    PayloadConfig, RateLimitGroupConfig, RngConfig, SerialConfig, VmConfig,
+    PayloadConfig, RateLimitGroupConfig, RngConfig, SerialConfig, VmConfig, VsockConfig,
 };
 
 /// What the kernel is told unless it is told something: to speak on the serial port.
@@ -62,6 +62,11 @@ pub struct VmArgs {
     #[arg(long, value_name = "src=PATH")]
     pub rng: Option<RngConfig>,
 
+    /// Sockets between host and guest, over the Unix socket PATH. Keys: cid=N, the guest's address from 3 on,
+    /// socket=PATH, id=NAME.
+    #[arg(long, value_name = "cid=N,socket=PATH,...")]
+    pub vsock: Option<VsockConfig>,
+
     /// Serial port: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
     #[arg(long, value_name = "MODE")]
     pub serial: Option<SerialConfig>,
@@ -98,6 +103,7 @@ impl VmArgs {
             rate_limit_group,
             net,
             rng,
+            vsock,
             serial,
             console,
             pvpanic,
@@ -111,6 +117,7 @@ impl VmArgs {
             && rate_limit_group.is_empty()
             && net.is_empty()
             && rng.is_none()
+            && vsock.is_none()
             && serial.is_none()
             && console.is_none()
             && pvpanic.is_none()
@@ -135,6 +142,7 @@ impl VmArgs {
             rate_limit_group,
             net,
             rng,
+            vsock,
             serial,
             console,
             pvpanic,
@@ -157,6 +165,7 @@ impl VmArgs {
             rate_limit_groups: (!rate_limit_group.is_empty()).then_some(rate_limit_group),
             net,
             rng: rng.unwrap_or_default(),
+            vsock,
             serial,
             console: console.unwrap_or_default(),
             pvpanic: pvpanic.unwrap_or(default.pvpanic),

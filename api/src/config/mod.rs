@@ -42,6 +42,7 @@ mod section;
 mod serial;
 mod size;
 mod vm;
+mod vsock;
 
 pub use args::VmArgs;
 pub use console::{ConsoleConfig, ConsoleOutputMode, DebugConsoleConfig};
@@ -64,6 +65,7 @@ pub use section::{Passed, Unsupported};
 pub use serial::SerialConfig;
 pub use size::ByteSize;
 pub use vm::VmConfig;
+pub use vsock::VsockConfig;
 
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use super::section::{Passed, Section, Unsupported};
 use super::{
     ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DebugConsoleConfig, DiskConfig,
     MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
-    SerialConfig, json,
+    SerialConfig, VsockConfig, json,
 };
 use crate::openapi::foreign;
 
@@ -113,10 +113,9 @@ pub struct VmConfig {
     )]
     #[schema(value_type = Option<Vec<foreign::VdpaConfig>>)]
     pub vdpa: Option<Unsupported>,
-    /// Sockets between host and guest. Not supported.
+    /// Sockets between host and guest.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<foreign::VsockConfig>)]
-    pub vsock: Option<Unsupported>,
+    pub vsock: Option<VsockConfig>,
     /// NUMA nodes. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
@@ -233,6 +232,9 @@ impl VmConfig {
             assign("net", &mut net.id);
         }
         assign("rng", &mut self.rng.id);
+        if let Some(vsock) = &mut self.vsock {
+            assign("vsock", &mut vsock.id);
+        }
     }
 
     /// The names that devices have.
@@ -244,10 +246,19 @@ impl VmConfig {
     pub fn can_remove(&self, id: &str) -> bool {
         self.disks.iter().any(|disk| disk.id.as_deref() == Some(id))
             || self.net.iter().any(|net| net.id.as_deref() == Some(id))
+            || self.has_vsock(id)
     }
 
-    /// Takes the disk or network `id` away, if there is one.
+    fn has_vsock(&self, id: &str) -> bool {
+        let vsock = self.vsock.as_ref();
+        vsock.is_some_and(|vsock| vsock.id.as_deref() == Some(id))
+    }
+
+    /// Takes the device `id` away, if it is one that a machine can be without.
     pub fn remove_device(&mut self, id: &str) {
+        if self.has_vsock(id) {
+            self.vsock = None;
+        }
         self.disks.retain(|disk| disk.id.as_deref() != Some(id));
         self.net.retain(|net| net.id.as_deref() != Some(id));
     }
@@ -259,9 +270,12 @@ impl VmConfig {
         let nets = self.net.iter().enumerate();
         let nets = nets.map(|(index, net)| (format!("net[{index}].id"), net.id.as_deref()));
         let rng = std::iter::once(("rng.id".to_owned(), self.rng.id.as_deref()));
+        let vsock = self.vsock.iter();
+        let vsock = vsock.map(|vsock| ("vsock.id".to_owned(), vsock.id.as_deref()));
         disks
             .chain(nets)
             .chain(rng)
+            .chain(vsock)
             .filter_map(|(field, id)| Some((field, id?)))
     }
 }
@@ -279,7 +293,6 @@ impl Section for VmConfig {
         "devices",
         "user_devices",
         "vdpa",
-        "vsock",
         "numa",
         "rtc",
         "pci_segments",
@@ -324,6 +337,9 @@ impl Section for VmConfig {
             part(&format!("net[{index}]"), net)?;
         }
         part("rng", &self.rng)?;
+        if let Some(vsock) = &self.vsock {
+            part("vsock", vsock)?;
+        }
         if self.serial.mode == ConsoleOutputMode::Tty && self.console.mode == ConsoleOutputMode::Tty
         {
             return Err(ConfigError::invalid(

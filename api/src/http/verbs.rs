@@ -6,7 +6,7 @@ use super::answer::Refusal;
 use super::descriptors::{DeviceFds, Map, Passed};
 use super::intake::Arrived;
 use crate::config::json::{self, WithFds};
-use crate::config::{ConfigError, DiskConfig, NetConfig, VmConfig};
+use crate::config::{ConfigError, DiskConfig, NetConfig, VmConfig, VsockConfig};
 use crate::request::{ApiError, Request, ResizeConfig};
 
 /// What came with a request.
@@ -63,6 +63,11 @@ pub(super) const VERBS: &[Verb] = &[
     }),
     put("vm.add-disk", add_disk),
     put("vm.add-net", add_net),
+    put("vm.add-vsock", |input| {
+        let config: VsockConfig = json::read(input.body)?;
+        config.validate()?;
+        Ok(Request::AddVsock(Box::new(config)))
+    }),
     put("vm.remove-device", |input| {
         Ok(Request::RemoveDevice(json::read(input.body)?))
     }),
@@ -79,7 +84,6 @@ pub(super) const UNSUPPORTED: &[(&str, &str)] = &[
     ("vm.add-pmem", "there is no virtio-pmem device"),
     ("vm.add-user-device", "there are no vfio-user devices"),
     ("vm.add-vdpa", "there are no vDPA devices"),
-    ("vm.add-vsock", "there is no virtio-vsock device"),
     ("vm.receive-migration", "a VM cannot be migrated"),
     ("vm.resize-zone", "memory has no zones"),
     ("vm.restore", "a VM cannot be restored"),

@@ -146,27 +146,6 @@ pub(crate) struct VdpaConfig {
     id: Option<String>,
 }
 
-/// Sockets between host and guest.
-#[derive(ToSchema)]
-pub(crate) struct VsockConfig {
-    /// Address of the guest.
-    #[schema(format = "int64", minimum = 3)]
-    cid: u32,
-    /// Socket on the host.
-    socket: String,
-    /// Whether a virtual IOMMU is in front.
-    #[schema(default = false, required = false)]
-    iommu: bool,
-    /// PCI segment.
-    #[schema(format = "int16", required = false)]
-    pci_segment: u16,
-    /// PCI slot.
-    #[schema(format = "uint8")]
-    pci_device_id: Option<u8>,
-    /// Name of the device.
-    id: Option<String>,
-}
-
 /// A memory balloon.
 #[derive(ToSchema)]
 pub(crate) struct BalloonConfig {

@@ -200,11 +200,13 @@ const CALLS: &[Call] = &[
     Call::put("vm.add-net", "Add a network", ADD_ERRORS)
         .takes(ADD_NET)
         .answers(DEVICE),
-    Call::refused(
+    Call::put(
         "vm.add-vsock",
         "Add sockets between host and guest",
-        "VsockConfig",
-    ),
+        &[400, 404, 405, 409, 413, 429, 500],
+    )
+    .takes("VsockConfig")
+    .answers(DEVICE),
     Call::refused("vm.add-vdpa", "Add a device by vDPA", "VdpaConfig"),
     Call::refused(
         "vm.add-user-device",
@@ -399,6 +401,7 @@ fn example(schema: &str) -> Option<Value> {
         }),
         ADD_DISK => json!({"id": "data", "path": "/var/lib/podvisor/data.img", "readonly": true}),
         ADD_NET => json!({"id": "wan", "tap": "tap1"}),
+        "VsockConfig" => json!({"cid": 3, "socket": "/run/podvisor/vsock.sock"}),
         "VmResize" => json!({"desired_vcpus": 3}),
         "VmResizeDisk" => json!({"id": "data", "desired_size": 2_u64 << 30}),
         "VmRemoveDevice" => json!({"id": "data"}),

@@ -31,6 +31,13 @@ pub(super) fn add(schemas: &mut Map<String, Value>) {
     disk["then"] = path("path");
     disk["else"] = without("path");
 
+    // What the parser takes for no address and no path cannot be given.
+    let vsock = &mut schemas["VsockConfig"];
+    vsock["required"] = json!(["cid", "socket"]);
+    if let Some(cid) = vsock["properties"]["cid"].as_object_mut() {
+        cid.remove("default");
+    }
+
     // An address and its mask go together.
     for name in ["NetConfig", ADD_NET] {
         let net = &mut schemas[name];

@@ -11,7 +11,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::{ADDITION, foreign, rules};
 use crate::config::{
     ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, NetConfig,
-    PayloadConfig, PlatformConfig, RngConfig, Section, SerialConfig, VmConfig,
+    PayloadConfig, PlatformConfig, RngConfig, Section, SerialConfig, VmConfig, VsockConfig,
 };
 use crate::request::{
     CoredumpConfig, Counters, PciDeviceInfo, PingInfo, RemoveDeviceConfig, ResizeConfig,
@@ -38,6 +38,7 @@ pub(super) fn schemas() -> Map<String, Value> {
     only_defaults::<DiskConfig>(&mut schemas);
     only_defaults::<NetConfig>(&mut schemas);
     only_defaults::<RngConfig>(&mut schemas);
+    only_defaults::<VsockConfig>(&mut schemas);
     only_defaults::<SerialConfig>(&mut schemas);
     only_defaults::<ConsoleConfig>(&mut schemas);
     only_defaults::<DebugConsoleConfig>(&mut schemas);
@@ -66,6 +67,7 @@ fn derived() -> Map<String, Value> {
     add::<VmConfig>(&mut all);
     add::<DiskConfig>(&mut all);
     add::<NetConfig>(&mut all);
+    add::<VsockConfig>(&mut all);
     add::<ResizeConfig>(&mut all);
     add::<ResizeDiskConfig>(&mut all);
     add::<RemoveDeviceConfig>(&mut all);
@@ -85,7 +87,6 @@ fn derived() -> Map<String, Value> {
     add::<foreign::VmAddUserDevice>(&mut all);
     add::<foreign::VmResizeZone>(&mut all);
     add::<foreign::VmSnapshotConfig>(&mut all);
-    add::<foreign::VsockConfig>(&mut all);
     all.into_iter()
         .map(|(name, schema)| (name, json!(schema)))
         .collect()

@@ -62,6 +62,7 @@ pub struct Buffers {
     memory: Option<Arc<Ram>>,
     readable: Pieces,
     writable: Pieces,
+    reserved: Pieces,
     status: Option<*mut u8>,
 }
 
@@ -104,6 +105,7 @@ impl Buffers {
     {
         self.readable.clear();
         self.writable.clear();
+        self.reserved.clear();
         self.status = None;
         let held = self.memory.as_ref();
         if !held.is_some_and(|held| std::ptr::eq(Arc::as_ptr(held), &raw const **memory)) {
@@ -192,6 +194,7 @@ impl Buffers {
     pub fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
+        self.reserved.clear();
         self.status = None;
         self.memory = None;
     }
@@ -238,6 +241,11 @@ impl Buffers {
         Ok(())
     }
 
+    /// Takes the first `len` bytes of the readable part away unread, or all if there are fewer.
+    pub fn skip_front(&mut self, len: u64) {
+        self.readable.take_front(len.min(self.readable.len), |_| {});
+    }
+
     /// Copies `front` to the first bytes of the writable part and takes them away.
     ///
     /// # Errors
@@ -257,6 +265,35 @@ impl Buffers {
             done += slice.len();
         });
         Ok(())
+    }
+
+    /// Takes the first `len` bytes of the writable part away, to be written by [`Buffers::write_reserved`] once it is known
+    /// what follows them.
+    ///
+    /// # Errors
+    ///
+    /// [`ChainError::ShortWritable`]; nothing is taken then.
+    pub fn reserve_front(&mut self, len: u64) -> Result<(), ChainError> {
+        if self.writable.len < len {
+            return Err(ChainError::ShortWritable {
+                have: self.writable.len,
+                need: len,
+            });
+        }
+        self.reserved.clear();
+        let reserved = &mut self.reserved;
+        self.writable.take_front(len, |slice| reserved.push(&slice));
+        Ok(())
+    }
+
+    /// Copies `bytes` to the place that [`Buffers::reserve_front`] took away; what goes beyond it is left out.
+    pub fn write_reserved(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        for piece in self.reserved.iovecs() {
+            let (now, later) = rest.split_at(rest.len().min(piece.iov_len));
+            volatile(piece).copy_from(now);
+            rest = later;
+        }
     }
 
     /// Copies `bytes` to the writable part, `offset` bytes after its beginning, and takes nothing away.
@@ -319,6 +356,11 @@ impl Buffers {
             at.write_volatile(status);
         }
         true
+    }
+
+    /// Shortens the readable part to its first `len` bytes; a longer `len` does nothing.
+    pub fn truncate_readable(&mut self, len: u64) {
+        self.readable.truncate(len);
     }
 
     /// Shortens the writable part to its first `len` bytes; a longer `len` does nothing.

@@ -13,6 +13,7 @@ pub mod mem;
 pub mod net;
 pub mod rng;
 pub mod transport;
+pub mod vsock;
 mod worker;
 
 pub use device::{Activation, ActiveQueue, Interrupt, Notify, StartError, VirtioDevice};

@@ -11,3 +11,4 @@ mod net;
 mod power;
 mod rng;
 mod serial;
+mod vsock;

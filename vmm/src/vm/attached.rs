@@ -9,6 +9,7 @@ use api::metrics::{DiskMetrics, NetMetrics};
 use api::request::{Counters, DeviceNode, PciDeviceInfo};
 use devices::virtio::block::{Block, BlockMetrics, BlockResizer};
 use devices::virtio::net::{Net, NetMetrics as NetCounters, Tap};
+use devices::virtio::vsock::{Vsock, VsockMetrics};
 
 /// What kind of device it is, and how its owner reaches it.
 pub(super) enum Kind {
@@ -17,6 +18,7 @@ pub(super) enum Kind {
         resizer: BlockResizer,
     },
     Net(Arc<NetCounters>),
+    Vsock(Arc<VsockMetrics>),
     /// A part of every machine, or of its memory.
     Fixed,
 }
@@ -31,6 +33,10 @@ impl Kind {
 
     pub(super) fn net(device: &Net<Tap>) -> Self {
         Self::Net(device.metrics())
+    }
+
+    pub(super) fn vsock(device: &Vsock) -> Self {
+        Self::Vsock(device.metrics())
     }
 }
 
@@ -92,6 +98,7 @@ impl AttachedDevices {
             let counters = match &device.kind {
                 Kind::Disk { metrics, .. } => disk_counters(metrics),
                 Kind::Net(metrics) => net_counters(metrics),
+                Kind::Vsock(metrics) => vsock_counters(metrics),
                 Kind::Fixed => return None,
             };
             Some((id.clone(), counters))
@@ -154,6 +161,23 @@ fn net_counters(metrics: &NetCounters) -> BTreeMap<String, u64> {
         ("rx_frames", &metrics.rx_packets),
         ("tx_bytes", &metrics.tx_bytes),
         ("tx_frames", &metrics.tx_packets),
+    ])
+}
+
+fn vsock_counters(metrics: &VsockMetrics) -> BTreeMap<String, u64> {
+    named([
+        ("connections", &metrics.connections),
+        ("host_connections", &metrics.host_connections),
+        ("guest_connections", &metrics.guest_connections),
+        ("refused_connections", &metrics.refused_connections),
+        ("guest_resets", &metrics.guest_resets),
+        ("host_resets", &metrics.host_resets),
+        ("violations", &metrics.tx_violations),
+        ("malformed", &metrics.tx_malformed),
+        ("rx_bytes", &metrics.rx_bytes),
+        ("rx_packets", &metrics.rx_packets),
+        ("tx_bytes", &metrics.tx_bytes),
+        ("tx_packets", &metrics.tx_packets),
     ])
 }
 

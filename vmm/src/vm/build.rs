@@ -136,6 +136,11 @@ fn assemble(
     }
     let rng = &resources.rng;
     machine.attach(rng.id(), rng.device(), Kind::Fixed)?;
+    if let Some(vsock) = &resources.vsock {
+        let device = vsock.device()?;
+        let kind = Kind::vsock(&device);
+        machine.attach(vsock.id(), device, kind)?;
+    }
     devices::add_memory_growth(&mut machine, &config.memory, notices)?;
 
     // What the guest finds in memory.

@@ -9,6 +9,7 @@ pub mod net;
 pub mod payload;
 pub mod rng;
 pub mod serial;
+pub mod vsock;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use self::net::{NetError, OpenNet};
 use self::payload::{Payload, PayloadError};
 use self::rng::{OpenRng, RngError};
 use self::serial::{SerialError, SerialHost};
+use self::vsock::{OpenVsock, VsockError};
 use crate::terminal::EscapeAction;
 
 /// Everything that a machine is made of beside KVM and memory.
@@ -34,6 +36,8 @@ pub struct Resources {
     pub nets: Vec<OpenNet>,
     /// The source of entropy.
     pub rng: OpenRng,
+    /// Sockets between host and guest, if there are any.
+    pub vsock: Option<OpenVsock>,
     /// The host's side of the serial port, if there is one. The machine that is built has a part in it.
     pub serial: Option<Arc<SerialHost>>,
 }
@@ -56,6 +60,7 @@ impl Resources {
     pub fn remove(&mut self, id: &str) {
         self.disks.retain(|disk| disk.id() != id);
         self.nets.retain(|net| net.id() != id);
+        self.vsock.take_if(|vsock| vsock.id() == id);
     }
 
     /// A way to write out the guest's last words from a panic hook.
@@ -79,6 +84,9 @@ pub enum WireError {
     /// The source of entropy.
     #[error(transparent)]
     Rng(#[from] RngError),
+    /// Sockets between host and guest.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// The serial port.
     #[error(transparent)]
     Serial(#[from] SerialError),
@@ -90,6 +98,7 @@ impl WireError {
         match self {
             Self::Payload(_) | Self::Disk(_) | Self::Rng(_) => true,
             Self::Net(error) => error.is_configuration(),
+            Self::Vsock(error) => error.is_configuration(),
             Self::Serial(error) => error.is_bad_configuration(),
         }
     }
@@ -116,6 +125,7 @@ pub fn open(config: &VmConfig, descriptors: &Descriptors) -> Result<Resources, W
             .map(|net| net::open(net, of(&net.id)))
             .collect::<Result<_, _>>()?,
         rng: rng::open(&config.rng)?,
+        vsock: config.vsock.as_ref().map(vsock::open).transpose()?,
         serial: SerialHost::open(&config.serial)?.map(Arc::new),
     })
 }

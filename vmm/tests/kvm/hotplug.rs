@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use api::config::{ByteSize, DiskConfig};
+use api::config::{ByteSize, DiskConfig, VsockConfig};
 use api::request::{
     ApiError, Descriptors, PciDeviceInfo, RemoveDeviceConfig, Reply, Request, ResizeConfig,
     Service, VmInfo,
@@ -85,6 +85,49 @@ fn device_that_the_guest_gives_up_is_gone_with_all_that_it_had() {
         assert_eq!(*before.get_or_insert(now), now);
     }
     end(run);
+}
+
+#[test]
+fn sockets_that_are_added_are_there_until_the_guest_gives_them_up() {
+    let setup = Setup::new(ejects_devices());
+    let run = setup.start();
+    let add = |socket: &str| {
+        let config = VsockConfig {
+            cid: 3,
+            socket: setup.path(socket),
+            id: Some("plugged".to_owned()),
+            ..VsockConfig::default()
+        };
+        run.mailbox.call(Request::AddVsock(Box::new(config)))
+    };
+    for _ in 0..20 {
+        let added = add("vsock");
+        assert!(matches!(added, Ok(Reply::Device(_))), "{added:?}");
+        eventually("the eject", || info(&run).config.vsock.is_none());
+        assert!(!setup.path("vsock").exists());
+    }
+    fs::write(setup.path("file"), "not a socket").unwrap();
+    assert_eq!(add("file").unwrap_err().status(), 400);
+    assert_eq!(info(&run).config.vsock, None);
+    end(run);
+
+    let setup = Setup::new(Code::new().stop());
+    let run = setup.start();
+    let add = |socket: &str| {
+        let config = VsockConfig {
+            cid: 3,
+            socket: setup.path(socket),
+            ..VsockConfig::default()
+        };
+        run.mailbox.call(Request::AddVsock(Box::new(config)))
+    };
+    add("vsock").unwrap();
+    assert!(setup.path("vsock").exists());
+    let second = add("second").unwrap_err();
+    assert_eq!(second.status(), 400, "{second:?}");
+    assert!(!setup.path("second").exists());
+    end(run);
+    assert!(!setup.path("vsock").exists());
 }
 
 #[test]

@@ -70,6 +70,15 @@ fn every_supported_key_of_each_option_is_read() {
 
     let rng: RngConfig = "src=/dev/random,id=entropy".parse().unwrap();
     assert_eq!(rng.src, std::path::Path::new("/dev/random"));
+
+    let vsock: VsockConfig = "cid=7,socket=/run/v.sock,id=agent".parse().unwrap();
+    let expected = VsockConfig {
+        cid: 7,
+        socket: "/run/v.sock".into(),
+        id: Some("agent".to_owned()),
+        ..VsockConfig::default()
+    };
+    assert_eq!(vsock, expected);
 }
 
 #[test]
@@ -132,6 +141,8 @@ fn unknown_keys_are_named_with_the_known_ones() {
         @r#"unknown key "fds"; known keys: tap, fd, mac, ip, mask, mtu, queue_size, id, offload_tso, offload_ufo, offload_csum"#);
     insta::assert_snapshot!(refusal::<RngConfig>("source=/x"),
         @r#"unknown key "source"; known keys: src, id"#);
+    insta::assert_snapshot!(refusal::<VsockConfig>("port=1"),
+        @r#"unknown key "port"; known keys: cid, socket, id"#);
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn parse_all(text: &str) {
     let _ = text.parse::<DiskConfig>();
     let _ = text.parse::<NetConfig>();
     let _ = text.parse::<RngConfig>();
+    let _ = text.parse::<VsockConfig>();
     let _ = text.parse::<SerialConfig>();
     let _ = text.parse::<ConsoleConfig>();
     let _ = text.parse::<ByteSize>();

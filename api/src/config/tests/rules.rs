@@ -261,11 +261,14 @@ fn devices_without_a_name_get_a_free_one() {
         "path=/b,id=_net1".parse().unwrap(),
     ];
     config.net = vec!["tap=t".parse().unwrap()];
+    config.vsock = Some("cid=3,socket=/s".parse().unwrap());
     config.assign_ids();
     assert_eq!(config.disks[0].id.as_deref(), Some("_disk0"));
     assert_eq!(config.disks[1].id.as_deref(), Some("_net1"));
     assert_eq!(config.net[0].id.as_deref(), Some("_net2"));
     assert_eq!(config.rng.id.as_deref(), Some("_rng3"));
+    let vsock = config.vsock.as_ref().unwrap();
+    assert_eq!(vsock.id.as_deref(), Some("_vsock4"));
     config.validate().unwrap();
     let again = {
         let mut again = config.clone();
@@ -273,6 +276,39 @@ fn devices_without_a_name_get_a_free_one() {
         again
     };
     assert_eq!(again, config);
+}
+
+#[test]
+fn sockets_to_the_guest_need_an_address_and_a_path() {
+    let refused = |text: &str| refusal::<VsockConfig>(text);
+    insta::assert_snapshot!(refused("socket=/s"),
+        @"bad value 0 for cid: expected the address of a guest, 3 to 4294967294");
+    insta::assert_snapshot!(refused("cid=2,socket=/s"),
+        @"bad value 2 for cid: expected the address of a guest, 3 to 4294967294");
+    insta::assert_snapshot!(refused("cid=4294967295,socket=/s"),
+        @"bad value 4294967295 for cid: expected the address of a guest, 3 to 4294967294");
+    insta::assert_snapshot!(refused("cid=3"),
+        @"socket is missing: expected the path of the socket that programs on the host connect to");
+    let long = format!("cid=3,socket=/{}", "a".repeat(96));
+    insta::assert_snapshot!(refused(&long),
+        @"bad value of 97 bytes for socket: expected at most 96 bytes, as _PORT is appended to it");
+    let mut config = bootable();
+    config.vsock = Some(VsockConfig::default());
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"bad value 0 for vsock.cid: expected the address of a guest, 3 to 4294967294");
+}
+
+#[test]
+fn sockets_to_the_guest_can_be_removed() {
+    let mut config = bootable();
+    config.vsock = Some("cid=3,socket=/s".parse().unwrap());
+    config.assign_ids();
+    assert!(!config.can_remove("_rng0"));
+    assert!(config.can_remove("_vsock1"));
+    config.remove_device("_rng0");
+    assert!(config.vsock.is_some());
+    config.remove_device("_vsock1");
+    assert_eq!(config.vsock, None);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use crate::config::{DiskConfig, NetConfig, VmConfig};
+use crate::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
 use crate::metrics::Metrics;
 use crate::request::{
     Answer, Answerer, ApiError, Descriptors, PciDeviceInfo, PingInfo, Reply, Request, Service,
@@ -22,6 +22,7 @@ pub(super) struct Seen {
     pub(super) descriptors: BTreeMap<String, Vec<OwnedFd>>,
     pub(super) disks: Vec<DiskConfig>,
     pub(super) nets: Vec<NetConfig>,
+    pub(super) vsocks: Vec<VsockConfig>,
 }
 
 /// Posts to the thread that owns the state.
@@ -142,6 +143,12 @@ impl Vmm {
                 descriptors.assign(&id);
                 self.add(verb, &id, &mut descriptors)?;
                 self.seen.lock().unwrap().nets.push(*config);
+                self.added(id)
+            }
+            Request::AddVsock(config) => {
+                let id = config.id.clone().unwrap_or_else(|| "_vsock9".to_owned());
+                self.config(verb)?;
+                self.seen.lock().unwrap().vsocks.push(*config);
                 self.added(id)
             }
             Request::RemoveDevice(device) => {

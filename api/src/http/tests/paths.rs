@@ -66,6 +66,7 @@ fn each_verb_becomes_the_request_of_its_name() {
             "vm.resize-disk" => json!({"id": "a", "desired_size": 512}),
             "vm.add-disk" => json!({"path": "/d"}),
             "vm.add-net" => json!({"tap": "t"}),
+            "vm.add-vsock" => json!({"cid": 3, "socket": "/s"}),
             "vm.remove-device" => json!({"id": "a"}),
             _ => Value::Null,
         };

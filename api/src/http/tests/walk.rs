@@ -21,6 +21,7 @@ enum Call {
     CreateWrong,
     AddDisk,
     AddNet,
+    AddVsock,
     Remove,
     Resize,
     Info,
@@ -45,6 +46,7 @@ const CALLS: &[Call] = &[
     Call::CreateWrong,
     Call::AddDisk,
     Call::AddNet,
+    Call::AddVsock,
     Call::Remove,
     Call::Resize,
     Call::Info,
@@ -70,7 +72,9 @@ fn expect(state: State, call: Call) -> (u16, State) {
         (_, None) => (404, None),
         (Call::Info, _) => (200, state),
         (Call::Remove, _) => (404, state),
-        (Call::AddDisk | Call::AddNet, _) => (if booted { 200 } else { 204 }, state),
+        (Call::AddDisk | Call::AddNet | Call::AddVsock, _) => {
+            (if booted { 200 } else { 204 }, state)
+        }
         (Call::Counters, _) => (if booted { 200 } else { 405 }, state),
         (Call::Resize | Call::Simple("vm.nmi"), _) => (if booted { 204 } else { 405 }, state),
         (Call::Simple("vm.boot"), Created | Shutdown) => (204, Running),
@@ -91,6 +95,7 @@ fn make(fixture: &Fixture, call: Call) -> Response {
         Call::CreateWrong => fixture.put("vm.create", json!({"payload": {"kernel": 1}})),
         Call::AddDisk => fixture.put("vm.add-disk", json!({"path": "/d"})),
         Call::AddNet => fixture.put("vm.add-net", json!({})),
+        Call::AddVsock => fixture.put("vm.add-vsock", json!({"cid": 3, "socket": "/s"})),
         Call::Remove => fixture.put("vm.remove-device", json!({"id": "nothing"})),
         Call::Resize => fixture.put("vm.resize", json!({"desired_vcpus": 2})),
         Call::Info => fixture.call(Method::Get, "vm.info"),

@@ -52,7 +52,6 @@ pub(super) const EXPLAINED: &[Row] = &[
     ("/vm.add-pmem reply", "PciDeviceInfo", "-", REFUSED),
     ("/vm.add-user-device reply", "PciDeviceInfo", "-", REFUSED),
     ("/vm.add-vdpa reply", "PciDeviceInfo", "-", REFUSED),
-    ("/vm.add-vsock reply", "PciDeviceInfo", "-", REFUSED),
     (
         "/vm.add-disk body",
         "DiskConfig",
@@ -250,6 +249,12 @@ pub(super) const EXPLAINED: &[Row] = &[
     ("SerialConfig.mode required", "true", "-", WIDER),
     ("RngConfig.src default", "-", "/dev/urandom", WIDER),
     ("RngConfig.src required", "true", "-", WIDER),
+    (
+        "VsockConfig.cid maximum",
+        "-",
+        "4294967294",
+        "the largest number of 32 bits is no address",
+    ),
     (
         "DiskConfig.disable_* *",
         "-",

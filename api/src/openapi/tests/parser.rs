@@ -4,7 +4,7 @@ use super::*;
 use crate::config::{
     ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, NetConfig,
     PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig, Section, SerialConfig,
-    VmConfig,
+    VmConfig, VsockConfig,
 };
 use crate::request::{CoredumpConfig, RemoveDeviceConfig, ResizeConfig, ResizeDiskConfig};
 
@@ -24,6 +24,7 @@ macro_rules! for_each_section {
         );
         $check::<NetConfig>(schema("NetConfig"), json!({}));
         $check::<RngConfig>(schema("RngConfig"), json!({}));
+        $check::<VsockConfig>(schema("VsockConfig"), json!({"cid": 3, "socket": "/s"}));
         $check::<SerialConfig>(schema("SerialConfig"), json!({}));
         $check::<ConsoleConfig>(schema("ConsoleConfig"), json!({}));
         $check::<DebugConsoleConfig>(schema("DebugConsoleConfig"), json!({}));
@@ -222,6 +223,8 @@ fn examples_are_accepted() {
     disk.validate().unwrap();
     let net: NetConfig = serde_json::from_value(example("/vm.add-net")).unwrap();
     net.validate().unwrap();
+    let vsock: VsockConfig = serde_json::from_value(example("/vm.add-vsock")).unwrap();
+    vsock.validate().unwrap();
     let _: ResizeConfig = serde_json::from_value(example("/vm.resize")).unwrap();
     let _: ResizeDiskConfig = serde_json::from_value(example("/vm.resize-disk")).unwrap();
     let _: RemoveDeviceConfig = serde_json::from_value(example("/vm.remove-device")).unwrap();

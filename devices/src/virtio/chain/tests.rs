@@ -404,3 +404,50 @@ proptest! {
         prop_assert_eq!(buffers.write_status(0xff), before > 0);
     }
 }
+
+#[test]
+fn reserved_front_is_written_after_what_follows_it() {
+    let (memory, mut buffers, result) = load_pushed(&[
+        writable(0x3000, 3),
+        writable(0x3100, 2),
+        writable(0x3200, 10),
+    ]);
+    result.unwrap();
+    assert_eq!(
+        buffers.reserve_front(16),
+        Err(ChainError::ShortWritable { have: 15, need: 16 })
+    );
+    buffers.reserve_front(7).unwrap();
+    assert_eq!(lens(buffers.writable()), [8]);
+    buffers.write_front(b"data").unwrap();
+    buffers.write_reserved(b"headers and more");
+    let mut found = [[0; 6]; 3];
+    for (bytes, address) in found.iter_mut().zip([0x3000, 0x3100, 0x3200]) {
+        memory
+            .memory()
+            .read_slice(bytes, GuestAddress(address))
+            .unwrap();
+    }
+    assert_eq!(&found, &[*b"hea\0\0\0", *b"de\0\0\0\0", *b"rsdata"]);
+}
+
+#[test]
+fn readable_part_is_shortened_at_either_end() {
+    let (memory, mut buffers, result) = load_pushed(&[readable(0x3000, 4), readable(0x3100, 4)]);
+    result.unwrap();
+    for (address, bytes) in [(0x3000, b"abcd"), (0x3100, b"efgh")] {
+        memory
+            .memory()
+            .write_slice(bytes, GuestAddress(address))
+            .unwrap();
+    }
+    buffers.truncate_readable(9);
+    assert_eq!(buffers.readable_len(), 8);
+    buffers.truncate_readable(7);
+    buffers.skip_front(5);
+    let mut rest = [0; 2];
+    buffers.read_front(&mut rest).unwrap();
+    assert_eq!(&rest, b"fg");
+    buffers.skip_front(1);
+    assert_eq!(buffers.readable_len(), 0);
+}

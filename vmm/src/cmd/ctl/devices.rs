@@ -1,6 +1,6 @@
 //! Verbs that add and remove devices.
 
-use api::config::{AddedDisk, NetConfig};
+use api::config::{AddedDisk, NetConfig, VsockConfig};
 use clap::Subcommand;
 use serde_json::json;
 
@@ -23,7 +23,13 @@ pub(super) enum Verb {
         #[arg(value_name = "NET")]
         net: NetConfig,
     },
-    /// Remove a disk or a network; the guest has to agree if the VM is booted
+    /// Add sockets between host and guest, and tell where they are if the VM is booted
+    AddVsock {
+        /// cid=N,socket=PATH,... as for podvisor --vsock
+        #[arg(value_name = "VSOCK")]
+        vsock: VsockConfig,
+    },
+    /// Remove a disk, a network or a vsock; the guest has to agree if the VM is booted
     RemoveDevice {
         /// Its id, as info tells it
         #[arg(value_name = "ID")]
@@ -66,12 +72,6 @@ pub(super) enum Verb {
         #[arg(value_name = "CONFIG")]
         vdpa: Foreign,
     },
-    /// Add a virtio-vsock device
-    AddVsock {
-        /// cid=N,socket=PATH,... or JSON
-        #[arg(value_name = "CONFIG")]
-        vsock: Foreign,
-    },
 }
 
 impl Verb {
@@ -91,6 +91,7 @@ impl Verb {
                 let fds = net.fds.take().unwrap_or_default();
                 Ok(Call::add("vm.add-net", json!(net), duplicate_all(fds)?))
             }
+            Self::AddVsock { vsock } => Ok(Call::add("vm.add-vsock", json!(vsock), vec![])),
             Self::RemoveDevice { id } => Ok(Call::put_with("vm.remove-device", json!({"id": id}))),
             Self::AddDevice { device } => add("vm.add-device", device),
             Self::AddFs { fs } => add("vm.add-fs", fs),
@@ -98,7 +99,6 @@ impl Verb {
             Self::AddPmem { pmem } => add("vm.add-pmem", pmem),
             Self::AddUserDevice { device } => add("vm.add-user-device", device),
             Self::AddVdpa { vdpa } => add("vm.add-vdpa", vdpa),
-            Self::AddVsock { vsock } => add("vm.add-vsock", vsock),
         }
     }
 }

@@ -93,7 +93,7 @@ const VERBS: &[(&[&str], &str)] = &[
     ),
     (
         &["add-vsock", "cid=3,socket=/run/vsock"],
-        r#"PUT vm.add-vsock {"cid":3,"socket":"/run/vsock"}"#,
+        r#"PUT vm.add-vsock {"cid":3,"iommu":false,"pci_segment":0,"socket":"/run/vsock"}"#,
     ),
     (
         &["resize", "--cpus", "3"],
@@ -243,8 +243,8 @@ fn descriptors_of_a_machine_are_numbered_in_their_order() {
 
 #[test]
 fn values_that_the_document_does_not_know_go_as_they_are() {
-    let (body, _) = sent(call(&["add-vsock", "cid=many,iommu=perhaps,colour=3"]));
-    let expected = json!({"cid": "many", "iommu": "perhaps", "colour": "3"});
+    let (body, _) = sent(call(&["add-fs", "num_queues=many,iommu=perhaps,colour=3"]));
+    let expected = json!({"num_queues": "many", "iommu": "perhaps", "colour": "3"});
     assert_eq!(body, expected);
 }
 

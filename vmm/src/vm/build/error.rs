@@ -19,6 +19,7 @@ use crate::kvm::KvmError;
 use crate::kvm::memory::MemoryError;
 use crate::kvm::vcpu::VcpuError;
 use crate::wire::net::NetError;
+use crate::wire::vsock::VsockError;
 
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +91,9 @@ pub enum BuildError {
     /// A network that was opened before.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// Sockets that were opened before.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// The device that adds memory.
     #[error("memory.hotplug_size")]
     Mem(#[from] MemError),

@@ -1,6 +1,6 @@
 //! Requests that change what a machine consists of.
 
-use api::config::{ConfigError, DiskConfig, NetConfig, VmConfig};
+use api::config::{ConfigError, DiskConfig, NetConfig, VmConfig, VsockConfig};
 use api::request::{
     Answer, ApiError, Descriptors, INITRAMFS, KERNEL, RemoveDeviceConfig, Reply, Request,
     ResizeConfig, ResizeDiskConfig,
@@ -160,6 +160,50 @@ impl Control {
         )
     }
 
+    pub(super) fn add_vsock(&mut self, config: VsockConfig) -> Answer {
+        const VERB: &str = "vm.add-vsock";
+        let definition = match &self.slot {
+            Slot::Empty => return Err(ApiError::NotCreated { verb: VERB }),
+            Slot::Defined { definition, .. } => definition,
+            Slot::Live(live) => &live.definition,
+        };
+        // A guest has one address.
+        if let Some(there) = &definition.config.vsock {
+            let id = there.id.as_deref().unwrap_or_default();
+            return Err(ApiError::Refused {
+                verb: VERB,
+                causes: vec![format!(
+                    "the VM has a vsock already, {id:?}: remove that first (vm.remove-device)"
+                )],
+            });
+        }
+        self.add(
+            VERB,
+            Descriptors::default(),
+            |vm| vm.vsock = Some(config),
+            |vm| vm.vsock.as_ref().and_then(|vsock| vsock.id.clone()),
+            |live, vm, id, _| {
+                let vsock = vm.vsock.as_ref().ok_or_else(|| unknown(id))?;
+                let failed = |error: wire::vsock::VsockError| {
+                    if error.is_configuration() {
+                        ApiError::refused(VERB, &error)
+                    } else {
+                        ApiError::failed(VERB, &error)
+                    }
+                };
+                let opened = wire::vsock::open(vsock).map_err(failed)?;
+                let (machine, resources, _) = live.parts();
+                let device = opened.device().map_err(failed)?;
+                let kind = Kind::vsock(&device);
+                let info = machine
+                    .plug(id, device, kind)
+                    .map_err(|error| ApiError::failed(VERB, &error))?;
+                resources.vsock = Some(opened);
+                Ok(Reply::Device(info))
+            },
+        )
+    }
+
     /// Adds a device to the definition, and by `plug` to the machine if there is one. The device's part of the
     /// configuration is added by `push`, and `id` tells the name that it got.
     fn add(
@@ -287,7 +331,8 @@ fn check_removable(config: &VmConfig, id: &str) -> Result<(), ApiError> {
     Err(ConfigError::Invalid {
         field: "id".to_owned(),
         value: format!("{id:?}"),
-        problem: "expected a disk or a network: this device is part of every VM".to_owned(),
+        problem: "expected a disk, a network or a vsock: this device is part of every VM"
+            .to_owned(),
     }
     .into())
 }

@@ -68,6 +68,7 @@ impl Control {
                 config,
                 descriptors,
             } => self.add_net(*config, descriptors),
+            Request::AddVsock(config) => self.add_vsock(*config),
             Request::RemoveDevice(config) => self.remove_device(&config),
             _ => Err(ApiError::NotSupported {
                 verb,
