@@ -23,6 +23,8 @@ UNSAID = re.compile(
     r"cpus\.(max_vcpus|topology): "
     r"|\b(ip|mask): "
     r"|together with size"
+    r"|for queue_affinity: "
+    r"|rate_limit_group"
 )
 
 

@@ -119,7 +119,8 @@ pub enum LockGranularity {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VirtQueueAffinity {
-    /// Index of the queue.
+    /// Index of the queue, below `num_queues`.
+    #[schema(maximum = 255)]
     pub queue_index: u16,
     /// Indices of host CPUs.
     pub host_cpus: Vec<usize>,

@@ -49,7 +49,7 @@ pub struct MemoryConfig {
     /// How much memory can be added later. With virtio-mem a multiple of 128 MiB, or of the size of a huge page if that
     /// is larger. With ACPI any number of pages: it is room for what is added in steps that the guest can take.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<u64>, minimum = 4096, maximum = 35_184_363_700_224_i64, multiple_of = 4096)]
+    #[schema(value_type = Option<u64>, minimum = 0, maximum = 35_184_363_700_224_i64, multiple_of = 4096)]
     pub hotplug_size: Option<ByteSize>,
     /// How much of it the guest is asked to plug from the start; it can be taken away later. Only with virtio-mem.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -74,20 +74,27 @@ pub(super) fn add(schemas: &mut Map<String, Value>) {
         "properties": {"hotplug_method": {"const": "VirtioMem"}},
     });
     memory["then"] = json!({"properties": {"hotplug_size": {"multipleOf": 128 << 20}}});
-    memory["else"] = without("hotplugged_size");
+    memory["else"] = json!({"properties": {"hotplugged_size": {"enum": [null, 0]}}});
     memory["dependentSchemas"]["hotplugged_size"] = json!({
-        "if": {"properties": {"hotplugged_size": {"type": "integer"}}},
-        "then": {"required": ["hotplug_size"], "properties": {"hotplug_size": {"type": "integer"}}},
+        "if": {"properties": {"hotplugged_size": {"type": "integer", "minimum": 1}}},
+        "then": {
+            "required": ["hotplug_size"],
+            "properties": {"hotplug_size": {"type": "integer", "minimum": 1}},
+        },
     });
     memory["dependentSchemas"]["shared"] = json!({
         "if": {"properties": {"shared": {"const": true}}},
         "then": {"properties": {"mergeable": {"const": false}}},
     });
 
-    // A bucket without a size or a refill time limits nothing, and only such a bucket is taken.
-    let bucket = &mut schemas["TokenBucket"];
-    bucket["if"] = json!({"required": ["size"], "properties": {"size": {"minimum": 1}}});
-    bucket["then"] = json!({"properties": {"refill_time": {"const": 0}}});
+    // A bucket without a size or a refill time limits nothing, and only such a bucket is taken for a network.
+    let bucket = json!({
+        "if": {"required": ["size"], "properties": {"size": {"minimum": 1}}},
+        "then": {"properties": {"refill_time": {"const": 0}}},
+    });
+    schemas["NetConfig"]["dependentSchemas"]["rate_limiter_config"] = json!({
+        "properties": {"rate_limiter_config": {"properties": {"bandwidth": bucket, "ops": bucket}}},
+    });
 }
 
 /// A condition of the body of `vm.create`: without descriptors there must be paths. A reply has neither when descriptors

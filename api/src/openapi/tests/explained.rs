@@ -156,12 +156,6 @@ pub(super) const EXPLAINED: &[Row] = &[
         "half of the guest physical addresses",
     ),
     (
-        "MemoryConfig.hotplug_size minimum",
-        "-",
-        "4096",
-        "none at all is said by leaving it out",
-    ),
-    (
         "MemoryConfig.hotplug_size maximum",
         "-",
         "35184363700224",
@@ -254,6 +248,12 @@ pub(super) const EXPLAINED: &[Row] = &[
         "-",
         "4294967294",
         "the largest number of 32 bits is no address",
+    ),
+    (
+        "VirtQueueAffinity.queue_index maximum",
+        "-",
+        "255",
+        "the last of the most queues that a disk can have",
     ),
     (
         "DiskConfig.disable_* *",
