@@ -13,7 +13,7 @@ use super::{
 const DEFAULT_CMDLINE: &str = "console=ttyS0";
 
 /// The flags that describe a machine, spelled as Cloud Hypervisor spells them. For `#[command(flatten)]`.
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct VmArgs {
     /// Kernel to boot: an ELF file or a bzImage.
@@ -92,35 +92,7 @@ fn on_or_off(text: &str) -> Result<bool, String> {
 impl VmArgs {
     /// Whether none of the flags was given.
     pub fn is_empty(&self) -> bool {
-        let Self {
-            kernel,
-            initramfs,
-            cmdline,
-            firmware,
-            cpus,
-            memory,
-            disk,
-            rate_limit_group,
-            net,
-            rng,
-            vsock,
-            serial,
-            console,
-            pvpanic,
-        } = self;
-        let files = [kernel, initramfs, firmware];
-        files.iter().all(|file| file.is_none())
-            && cmdline.is_none()
-            && cpus.is_none()
-            && memory.is_none()
-            && disk.is_empty()
-            && rate_limit_group.is_empty()
-            && net.is_empty()
-            && rng.is_none()
-            && vsock.is_none()
-            && serial.is_none()
-            && console.is_none()
-            && pvpanic.is_none()
+        *self == Self::default()
     }
 
     /// The machine that the flags describe, checked.

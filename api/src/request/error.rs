@@ -98,6 +98,15 @@ impl ApiError {
         Self::Refused { verb, causes }
     }
 
+    /// The answer to `verb`, which ended in `error`: a refusal if its own values are at fault, else a failure.
+    pub fn of(verb: &'static str, values_at_fault: bool, error: &dyn Error) -> Self {
+        if values_at_fault {
+            Self::refused(verb, error)
+        } else {
+            Self::failed(verb, error)
+        }
+    }
+
     /// The status code of its HTTP response.
     pub const fn status(&self) -> u16 {
         match self {

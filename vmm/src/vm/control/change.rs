@@ -65,13 +65,10 @@ impl Control {
                 .map_err(|error| ApiError::failed(verb, &error))?;
         }
         if let Some(desired) = desired_ram {
-            let added = machine.memory.resize(&vm, desired).map_err(|error| {
-                if error.is_request() {
-                    ApiError::refused(verb, &error)
-                } else {
-                    ApiError::failed(verb, &error)
-                }
-            })?;
+            let added = machine
+                .memory
+                .resize(&vm, desired)
+                .map_err(|error| ApiError::of(verb, error.is_request(), &error))?;
             config
                 .memory
                 .note_hotplugged(machine.memory.boot_size(), added);
@@ -94,12 +91,10 @@ impl Control {
         let Some(Kind::Disk { resizer, .. }) = device.map(|device| &device.kind) else {
             return Err(ApiError::UnknownDevice { id: id.clone() });
         };
-        resizer
-            .resize(*desired_size)
-            .map_err(|error| match &error {
-                ResizeError::Host { .. } => ApiError::failed(VERB, &error),
-                _ => ApiError::refused(VERB, &error),
-            })?;
+        resizer.resize(*desired_size).map_err(|error| {
+            let at_fault = !matches!(error, ResizeError::Host { .. });
+            ApiError::of(VERB, at_fault, &error)
+        })?;
         let size = desired_size.to_string();
         self.events
             .publish("vm", "disk-resized", &[("id", id), ("size", &size)]);
@@ -139,11 +134,7 @@ impl Control {
             |live, vm, id, descriptors| {
                 let net = vm.net.last_mut().ok_or_else(|| unknown(id))?;
                 let failed = |error: wire::net::NetError| {
-                    if error.is_configuration() {
-                        ApiError::refused(VERB, &error)
-                    } else {
-                        ApiError::failed(VERB, &error)
-                    }
+                    ApiError::of(VERB, error.is_configuration(), &error)
                 };
                 let opened = wire::net::open(net, descriptors.get(id)).map_err(failed)?;
                 // An address that was drawn is the network's from now on.
@@ -162,11 +153,8 @@ impl Control {
 
     pub(super) fn add_vsock(&mut self, config: VsockConfig) -> Answer {
         const VERB: &str = "vm.add-vsock";
-        let definition = match &self.slot {
-            Slot::Empty => return Err(ApiError::NotCreated { verb: VERB }),
-            Slot::Defined { definition, .. } => definition,
-            Slot::Live(live) => &live.definition,
-        };
+        let definition = self.slot.definition();
+        let definition = definition.ok_or(ApiError::NotCreated { verb: VERB })?;
         // A guest has one address.
         if let Some(there) = &definition.config.vsock {
             let id = there.id.as_deref().unwrap_or_default();
@@ -185,11 +173,7 @@ impl Control {
             |live, vm, id, _| {
                 let vsock = vm.vsock.as_ref().ok_or_else(|| unknown(id))?;
                 let failed = |error: wire::vsock::VsockError| {
-                    if error.is_configuration() {
-                        ApiError::refused(VERB, &error)
-                    } else {
-                        ApiError::failed(VERB, &error)
-                    }
+                    ApiError::of(VERB, error.is_configuration(), &error)
                 };
                 let opened = wire::vsock::open(vsock).map_err(failed)?;
                 let (machine, resources, _) = live.parts();
@@ -214,11 +198,8 @@ impl Control {
         id: impl Fn(&VmConfig) -> Option<String>,
         plug: impl FnOnce(&mut Live, &mut VmConfig, &str, &Descriptors) -> Answer,
     ) -> Answer {
-        let definition = match &self.slot {
-            Slot::Empty => return Err(ApiError::NotCreated { verb }),
-            Slot::Defined { definition, .. } => definition,
-            Slot::Live(live) => &live.definition,
-        };
+        let definition = self.slot.definition();
+        let definition = definition.ok_or(ApiError::NotCreated { verb })?;
         // The configuration as it will be; nothing is changed until all has succeeded.
         let mut config = (*definition.config).clone();
         let devices: Vec<String> = config.ids().map(str::to_owned).collect();
@@ -248,11 +229,8 @@ impl Control {
             Slot::Live(live) => plug(live, &mut config, &id, &descriptors)?,
             _ => Reply::Done,
         };
-        let definition = match &mut self.slot {
-            Slot::Empty => return Err(ApiError::NotCreated { verb }),
-            Slot::Defined { definition, .. } => definition,
-            Slot::Live(live) => &mut live.definition,
-        };
+        let definition = self.slot.definition_mut();
+        let definition = definition.ok_or(ApiError::NotCreated { verb })?;
         *definition.config = config;
         definition
             .descriptors

@@ -32,9 +32,5 @@ impl Control {
 }
 
 fn answer(error: CoredumpError) -> ApiError {
-    if error.is_request() {
-        ApiError::refused(VERB, &error)
-    } else {
-        ApiError::failed(VERB, &error)
-    }
+    ApiError::of(VERB, error.is_request(), &error)
 }

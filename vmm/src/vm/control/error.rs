@@ -76,11 +76,7 @@ impl RunError {
 
     /// The answer to the request `verb` that failed so.
     pub(super) fn answer(&self, verb: &'static str) -> ApiError {
-        if self.is_configuration() {
-            ApiError::refused(verb, self)
-        } else {
-            ApiError::failed(verb, self)
-        }
+        ApiError::of(verb, self.is_configuration(), self)
     }
 
     /// Whether the configuration is at fault, and not the host or the VMM.

@@ -113,6 +113,23 @@ impl Slot {
     fn take(&mut self) -> Self {
         std::mem::replace(self, Self::Empty)
     }
+
+    /// What the machine is built of, whether it was booted or not.
+    fn definition(&self) -> Option<&Definition> {
+        match self {
+            Self::Empty => None,
+            Self::Defined { definition, .. } => Some(definition),
+            Self::Live(live) => Some(&live.definition),
+        }
+    }
+
+    fn definition_mut(&mut self) -> Option<&mut Definition> {
+        match self {
+            Self::Empty => None,
+            Self::Defined { definition, .. } => Some(definition),
+            Self::Live(live) => Some(&mut live.definition),
+        }
+    }
 }
 
 struct Control {
