@@ -14,6 +14,8 @@ pub struct Metrics {
     pub disks: BTreeMap<String, DiskMetrics>,
     /// Networks by name.
     pub nets: BTreeMap<String, NetMetrics>,
+    /// Sockets between host and guest by name.
+    pub vsocks: BTreeMap<String, VsockMetrics>,
     /// CPU time of the whole process, its vCPUs included.
     pub process_cpu_time: Duration,
 }
@@ -61,6 +63,20 @@ pub struct DiskMetrics {
     pub flushes: u64,
     /// From the begin to the end of those flushes, summed up.
     pub flush_time: Duration,
+    /// Discards that succeeded.
+    pub discards: u64,
+    /// Bytes that those discards named.
+    pub discard_bytes: u64,
+    /// From the begin to the end of those discards, summed up.
+    pub discard_time: Duration,
+    /// Requests to write zeros that succeeded.
+    pub zero_writes: u64,
+    /// Bytes that those requests named.
+    pub zero_write_bytes: u64,
+    /// From the begin to the end of those requests, summed up.
+    pub zero_write_time: Duration,
+    /// Errors of the host that the machine was to be stopped for.
+    pub stops: u64,
     /// Requests that failed, by cause, as in `host_error`.
     pub errors: BTreeMap<&'static str, u64>,
 }
@@ -80,4 +96,27 @@ pub struct NetMetrics {
     pub rx_errors: BTreeMap<&'static str, u64>,
     /// Packets from the guest that did not make it, by cause, as in `link_down`.
     pub tx_errors: BTreeMap<&'static str, u64>,
+}
+
+/// Sockets between host and guest. Received and sent are as the guest sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VsockMetrics {
+    /// Connections that exist now.
+    pub connections: u64,
+    /// Connections that were there, by who opened them: `host` or `guest`.
+    pub opened: BTreeMap<&'static str, u64>,
+    /// Connections that came to no good end, by cause, as in `refused`.
+    pub failed: BTreeMap<&'static str, u64>,
+    /// Packets given to the guest.
+    pub rx_packets: u64,
+    /// Bytes of payload in them.
+    pub rx_bytes: u64,
+    /// Packets taken from the guest.
+    pub tx_packets: u64,
+    /// Bytes of payload in them.
+    pub tx_bytes: u64,
+    /// Times that packets had to wait for the guest, by cause, as in `no_buffers`.
+    pub waits: BTreeMap<&'static str, u64>,
+    /// Packets and buffers of the guest that broke a rule, by cause, as in `malformed`.
+    pub errors: BTreeMap<&'static str, u64>,
 }

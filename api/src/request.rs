@@ -9,7 +9,9 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
+use crate::config::{
+    ConfigError, DiskConfig, NetConfig, RateLimiterConfig, VmConfig, VsockConfig, unlimited_as_none,
+};
 
 pub use descriptors::{Descriptors, INITRAMFS, KERNEL};
 pub use error::ApiError;
@@ -55,6 +57,8 @@ pub enum Request {
     Resize(ResizeConfig),
     /// Change the size of a disk. `vm.resize-disk`.
     ResizeDisk(ResizeDiskConfig),
+    /// Change the limits of a disk, or of a group of disks. `vm.set-rate-limiter`, which is not Cloud Hypervisor's.
+    SetRateLimiter(SetRateLimiterConfig),
     /// Add a disk. `vm.add-disk`.
     AddDisk {
         /// The disk, checked.
@@ -99,6 +103,7 @@ impl Request {
             Self::Coredump(_) => "vm.coredump",
             Self::Resize(_) => "vm.resize",
             Self::ResizeDisk(_) => "vm.resize-disk",
+            Self::SetRateLimiter(_) => "vm.set-rate-limiter",
             Self::AddDisk { .. } => "vm.add-disk",
             Self::AddNet { .. } => "vm.add-net",
             Self::AddVsock(_) => "vm.add-vsock",
@@ -136,6 +141,46 @@ pub struct ResizeDiskConfig {
     pub id: String,
     /// Its new size in bytes.
     pub desired_size: u64,
+}
+
+/// The body of `vm.set-rate-limiter`: the limits of a device, or of a group. Either is named.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schema(as = VmSetRateLimiter)]
+pub struct SetRateLimiterConfig {
+    /// Name of a disk that is in no group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Name of one of the machine's `rate_limit_groups`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit_group: Option<String>,
+    /// The limits from now on, with full buckets. What is not given is not limited any more.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "unlimited_as_none"
+    )]
+    pub rate_limiter_config: Option<RateLimiterConfig>,
+}
+
+impl SetRateLimiterConfig {
+    /// Checks that one thing is named.
+    ///
+    /// # Errors
+    /// Neither or both are.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        match (&self.id, &self.rate_limit_group) {
+            (Some(_), None) | (None, Some(_)) => Ok(()),
+            (None, None) => Err(ConfigError::missing(
+                "id",
+                "the id of a disk, or a rate_limit_group in its place",
+            )),
+            (Some(_), Some(group)) => Err(ConfigError::invalid(
+                "rate_limit_group",
+                format!("{group:?}"),
+                "expected either an id or a group, not both",
+            )),
+        }
+    }
 }
 
 /// The body of `vm.remove-device`.

@@ -14,11 +14,14 @@ pub enum PlatformEvent {
     /// The guest gave up a PCI function, a vCPU or memory; `take_ejected` of the [`hotplug`](crate::acpi::hotplug)
     /// devices tells what.
     Ejected,
+    /// A disk waits for the machine to be stopped, and to go on again, since the host reported an error:
+    /// [`take_stop_cause`](crate::virtio::block::BlockWatch::take_stop_cause) tells which.
+    DiskStopped,
 }
 
 /// Where a device sends a [`PlatformEvent`].
 ///
-/// Called on a vCPU's exit: an implementation neither blocks nor allocates, and takes the same event any number of
+/// Called on a vCPU's exit, or on a worker's thread: an implementation neither blocks nor allocates, and takes the same event any number of
 /// times, since a guest can write a register in a loop.
 pub trait Platform: Send + Sync {
     /// Passes the event on to the owner of the machine.

@@ -1,5 +1,6 @@
 //! Limits of how much a guest gets done in a time: token buckets.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,11 @@ pub struct RateLimits {
 /// assert_eq!(limiter.wait(now + second), None);
 /// ```
 #[derive(Debug)]
-pub struct RateLimiter(Mutex<State>);
+pub struct RateLimiter {
+    /// Something is limited: for those who only look.
+    limits: AtomicBool,
+    state: Mutex<State>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -54,11 +59,23 @@ struct State {
 impl RateLimiter {
     /// Full buckets as of `now`. One without a size or a refill time limits nothing.
     pub fn new(limits: RateLimits, now: Instant) -> Self {
-        let RateLimits { bandwidth, ops } = limits;
-        Self(Mutex::new(State {
-            bandwidth: bandwidth.and_then(|bucket| Level::new(bucket, now)),
-            ops: ops.and_then(|bucket| Level::new(bucket, now)),
-        }))
+        let state = State::new(limits, now);
+        Self {
+            limits: state.limits().into(),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Puts other limits in place of those that there are, with full buckets as of `now`. Who waits for a turn is not told.
+    pub fn set(&self, limits: RateLimits, now: Instant) {
+        let mut state = self.state();
+        *state = State::new(limits, now);
+        self.limits.store(state.limits(), Ordering::Release);
+    }
+
+    /// Whether anything is limited. If not, there is always a turn, and nothing to count.
+    pub fn is_limited(&self) -> bool {
+        self.limits.load(Ordering::Acquire)
     }
 
     /// How long there is no turn; none if there is one at `now`.
@@ -81,7 +98,21 @@ impl RateLimiter {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn new(limits: RateLimits, now: Instant) -> Self {
+        let RateLimits { bandwidth, ops } = limits;
+        Self {
+            bandwidth: bandwidth.and_then(|bucket| Level::new(bucket, now)),
+            ops: ops.and_then(|bucket| Level::new(bucket, now)),
+        }
+    }
+
+    fn limits(&self) -> bool {
+        self.bandwidth.is_some() || self.ops.is_some()
     }
 }
 

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::option::{self, OptionString};
 use super::rate_limiter::{RATE_LIMITER_RENAMES, unlimited_as_none};
 use super::section::{Passed, Section, check_id, check_path, check_queue_size};
-use super::{ConfigError, RateLimiterConfig};
+use super::{ConfigError, RateLimiterConfig, ReadErrorPolicy, WriteErrorPolicy};
 
 /// Length of the string that the get-id request answers (virtio 1.2, 5.2.6).
 const SERIAL_BYTES: usize = 20;
@@ -19,7 +19,7 @@ const MAX_QUEUES: usize = 256;
 
 /// A disk. `--disk path=PATH[,readonly=on|off,direct=on|off,num_queues=N,queue_size=N,queue_affinity=[0@[1,3-4]],sparse=on|off,`
 /// `lock_granularity=byte-range|full,bw_size=N,bw_one_time_burst=N,bw_refill_time=MS,ops_size=N,ops_one_time_burst=N,`
-/// `ops_refill_time=MS,rate_limit_group=GROUP,serial=S,id=ID]`.
+/// `ops_refill_time=MS,rate_limit_group=GROUP,werror=report|stop|enospc,rerror=report|stop,serial=S,id=ID]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiskConfig {
@@ -82,11 +82,19 @@ pub struct DiskConfig {
     /// What part of the image is locked (F_OFD_SETLK) against others that lock it: against all, or, if the guest can only read,
     /// against those that write.
     pub lock_granularity: LockGranularity,
-    /// Whether io_uring is done without where there is one. Only `false`. `_disable_io_uring` on the command line.
+    /// Whether io_uring is done without where there is one: a few threads per queue make calls that block.
+    /// `_disable_io_uring` on the command line.
     pub disable_io_uring: bool,
-    /// Whether Linux' older asynchronous I/O is done without, which is never used. Only `false`. `_disable_aio` on the
-    /// command line.
+    /// Whether Linux' older asynchronous I/O is done without. It is never used, so that either value is kept to.
+    /// `_disable_aio` on the command line.
     pub disable_aio: bool,
+    /// What becomes of writes, discards and zeroing that fail on the host. Flushes that fail are always reported: the host has
+    /// forgotten by then what it could not make durable.
+    #[serde(skip_serializing_if = "WriteErrorPolicy::is_default")]
+    pub werror: WriteErrorPolicy,
+    /// What becomes of reads that fail on the host.
+    #[serde(skip_serializing_if = "ReadErrorPolicy::is_default")]
+    pub rerror: ReadErrorPolicy,
 }
 
 /// Format of a disk image.
@@ -150,6 +158,8 @@ impl Default for DiskConfig {
             lock_granularity: LockGranularity::default(),
             disable_io_uring: false,
             disable_aio: false,
+            werror: WriteErrorPolicy::default(),
+            rerror: ReadErrorPolicy::default(),
         }
     }
 }
@@ -162,8 +172,6 @@ impl Section for DiskConfig {
         "vhost_user",
         "vhost_socket",
         "backing_files",
-        "disable_io_uring",
-        "disable_aio",
     ];
 
     fn check(&self) -> Result<(), ConfigError> {

@@ -40,6 +40,33 @@ pub struct RateLimiterConfig {
     pub ops: Option<TokenBucket>,
 }
 
+impl Section for RateLimiterConfig {
+    const UNSUPPORTED: &'static [&'static str] = &[];
+
+    fn check(&self) -> Result<(), ConfigError> {
+        Ok(())
+    }
+}
+
+impl OptionString for RateLimiterConfig {
+    const RENAMES: &'static [(&'static str, &'static str)] = &[
+        ("bw_size", "bandwidth.size"),
+        ("bw_one_time_burst", "bandwidth.one_time_burst"),
+        ("bw_refill_time", "bandwidth.refill_time"),
+        ("ops_size", "ops.size"),
+        ("ops_one_time_burst", "ops.one_time_burst"),
+        ("ops_refill_time", "ops.refill_time"),
+    ];
+}
+
+impl FromStr for RateLimiterConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        option::parse(text)
+    }
+}
+
 /// A bucket that starts with a burst and is refilled at an even rate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]

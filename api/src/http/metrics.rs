@@ -18,7 +18,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::answer::{Refusal, with_type};
-use crate::metrics::{DiskMetrics, Metrics, NetMetrics};
+use crate::metrics::{DiskMetrics, Metrics, NetMetrics, VsockMetrics};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -154,10 +154,19 @@ fn by_cause<'a, D>(
     devices: &'a BTreeMap<String, D>,
     errors: impl Fn(&'a D) -> &'a BTreeMap<&'static str, u64> + 'a,
 ) -> impl Iterator<Item = (Labels, u64)> + 'a {
+    by_label("cause", devices, errors)
+}
+
+fn by_label<'a, D>(
+    label: &'static str,
+    devices: &'a BTreeMap<String, D>,
+    counts: impl Fn(&'a D) -> &'a BTreeMap<&'static str, u64> + 'a,
+) -> impl Iterator<Item = (Labels, u64)> + 'a {
     devices.iter().flat_map(move |(id, device)| {
-        let errors = errors(device).iter();
-        errors
-            .map(|(&cause, &count)| (vec![("id", id.clone()), ("cause", cause.to_owned())], count))
+        let counts = counts(device).iter();
+        counts.map(move |(&value, &count)| {
+            (vec![("id", id.clone()), (label, value.to_owned())], count)
+        })
     })
 }
 
@@ -166,7 +175,8 @@ impl Collector for Snapshot {
         let encoder = &mut encoder;
         self.encode_process(encoder)?;
         encode_disks(encoder, &self.0.disks)?;
-        encode_nets(encoder, &self.0.nets)
+        encode_nets(encoder, &self.0.nets)?;
+        encode_vsocks(encoder, &self.0.vsocks)
     }
 }
 
@@ -238,23 +248,44 @@ fn encode_disks(encoder: &mut DescriptorEncoder<'_>, disks: &Disks) -> fmt::Resu
         by_id(disks, |disk| disk.in_flight),
     )?;
     type Count = fn(&DiskMetrics) -> u64;
-    let counts: [(&str, &str, Count); 3] = [
+    let counts: [(&str, &str, Count); 6] = [
         ("disk_reads", "Reads that succeeded.", |disk| disk.reads),
         ("disk_writes", "Writes that succeeded.", |disk| disk.writes),
         ("disk_flushes", "Flushes that succeeded.", |disk| {
             disk.flushes
         }),
+        ("disk_discards", "Discards that succeeded.", |disk| {
+            disk.discards
+        }),
+        (
+            "disk_zero_writes",
+            "Requests to write zeros that succeeded.",
+            |disk| disk.zero_writes,
+        ),
+        (
+            "disk_stops",
+            "Errors of the host that the VM was paused for.",
+            |disk| disk.stops,
+        ),
     ];
     for (name, help, value) in counts {
         counter(encoder, (name, help), None, by_id(disks, value))?;
     }
-    let sizes: [(&str, &str, Count); 2] = [
+    let sizes: [(&str, &str, Count); 4] = [
         ("disk_read", "Bytes that reads moved.", |disk| {
             disk.read_bytes
         }),
         ("disk_written", "Bytes that writes moved.", |disk| {
             disk.write_bytes
         }),
+        ("disk_discarded", "Bytes that discards named.", |disk| {
+            disk.discard_bytes
+        }),
+        (
+            "disk_zeroed",
+            "Bytes that requests to write zeros named.",
+            |disk| disk.zero_write_bytes,
+        ),
     ];
     for (name, help, value) in sizes {
         counter(
@@ -265,7 +296,7 @@ fn encode_disks(encoder: &mut DescriptorEncoder<'_>, disks: &Disks) -> fmt::Resu
         )?;
     }
     type Time = fn(&DiskMetrics) -> Duration;
-    let times: [(&str, &str, Time); 3] = [
+    let times: [(&str, &str, Time); 5] = [
         ("disk_read_time", "Time that reads took.", |disk| {
             disk.read_time
         }),
@@ -275,6 +306,14 @@ fn encode_disks(encoder: &mut DescriptorEncoder<'_>, disks: &Disks) -> fmt::Resu
         ("disk_flush_time", "Time that flushes took.", |disk| {
             disk.flush_time
         }),
+        ("disk_discard_time", "Time that discards took.", |disk| {
+            disk.discard_time
+        }),
+        (
+            "disk_zero_write_time",
+            "Time that requests to write zeros took.",
+            |disk| disk.zero_write_time,
+        ),
     ];
     for (name, help, value) in times {
         let samples = by_id(disks, move |disk| value(disk).as_secs_f64());
@@ -339,4 +378,76 @@ fn encode_nets(encoder: &mut DescriptorEncoder<'_>, nets: &Nets) -> fmt::Result 
         None,
         by_cause(nets, |net| &net.tx_errors),
     )
+}
+
+type Vsocks = BTreeMap<String, VsockMetrics>;
+
+fn encode_vsocks(encoder: &mut DescriptorEncoder<'_>, vsocks: &Vsocks) -> fmt::Result {
+    gauge(
+        encoder,
+        ("vsock_open", "Connections that exist now."),
+        Some(Unit::Other("connections".to_owned())),
+        by_id(vsocks, |vsock| vsock.connections),
+    )?;
+    type Count = fn(&VsockMetrics) -> u64;
+    let counts: [(&str, &str, Option<Unit>, Count); 4] = [
+        (
+            "vsock_receive_packets",
+            "Packets given to the guest.",
+            None,
+            |vsock| vsock.rx_packets,
+        ),
+        (
+            "vsock_receive",
+            "Bytes of payload given to the guest.",
+            Some(Unit::Bytes),
+            |vsock| vsock.rx_bytes,
+        ),
+        (
+            "vsock_transmit_packets",
+            "Packets taken from the guest.",
+            None,
+            |vsock| vsock.tx_packets,
+        ),
+        (
+            "vsock_transmit",
+            "Bytes of payload taken from the guest.",
+            Some(Unit::Bytes),
+            |vsock| vsock.tx_bytes,
+        ),
+    ];
+    for (name, help, unit, value) in counts {
+        counter(encoder, (name, help), unit, by_id(vsocks, value))?;
+    }
+    counter(
+        encoder,
+        (
+            "vsock_connections",
+            "Connections that were there, by who opened them.",
+        ),
+        None,
+        by_label("opener", vsocks, |vsock| &vsock.opened),
+    )?;
+    type Causes = fn(&VsockMetrics) -> &BTreeMap<&'static str, u64>;
+    let causes: [(&str, &str, Causes); 3] = [
+        (
+            "vsock_failed_connections",
+            "Connections that came to no good end, by cause.",
+            |vsock| &vsock.failed,
+        ),
+        (
+            "vsock_waits",
+            "Times that packets had to wait for the guest, by cause.",
+            |vsock| &vsock.waits,
+        ),
+        (
+            "vsock_errors",
+            "Packets and buffers of the guest that broke a rule, by cause.",
+            |vsock| &vsock.errors,
+        ),
+    ];
+    for (name, help, value) in causes {
+        counter(encoder, (name, help), None, by_cause(vsocks, value))?;
+    }
+    Ok(())
 }

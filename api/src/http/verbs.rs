@@ -7,7 +7,7 @@ use super::descriptors::{DeviceFds, Map, Passed};
 use super::intake::Arrived;
 use crate::config::json::{self, WithFds};
 use crate::config::{ConfigError, DiskConfig, NetConfig, VmConfig, VsockConfig};
-use crate::request::{ApiError, Request, ResizeConfig};
+use crate::request::{ApiError, Request, ResizeConfig, SetRateLimiterConfig};
 
 /// What came with a request.
 pub(super) struct Input<'a> {
@@ -60,6 +60,11 @@ pub(super) const VERBS: &[Verb] = &[
     put("vm.resize", resize),
     put("vm.resize-disk", |input| {
         Ok(Request::ResizeDisk(json::read(input.body)?))
+    }),
+    put("vm.set-rate-limiter", |input| {
+        let config: SetRateLimiterConfig = json::read(input.body)?;
+        config.validate()?;
+        Ok(Request::SetRateLimiter(config))
     }),
     put("vm.add-disk", add_disk),
     put("vm.add-net", add_net),

@@ -240,6 +240,12 @@ const CALLS: &[Call] = &[
 
 /// The calls that Podvisor has besides.
 const ADDITIONS: &[Call] = &[
+    Call::put(
+        "vm.set-rate-limiter",
+        "Change the limits of a disk, or of a group of disks",
+        PLAIN_ERRORS,
+    )
+    .takes("VmSetRateLimiter"),
     Call::get(
         "vm.events",
         "Tell what happens to the VM, as server-sent events, until the client or the VMM goes",
@@ -404,6 +410,10 @@ fn example(schema: &str) -> Option<Value> {
         "VsockConfig" => json!({"cid": 3, "socket": "/run/podvisor/vsock.sock"}),
         "VmResize" => json!({"desired_vcpus": 3}),
         "VmResizeDisk" => json!({"id": "data", "desired_size": 2_u64 << 30}),
+        "VmSetRateLimiter" => json!({
+            "id": "data",
+            "rate_limiter_config": {"ops": {"size": 500, "refill_time": 1000}},
+        }),
         "VmRemoveDevice" => json!({"id": "data"}),
         "VmCoredumpData" => json!({"destination_url": "file:///var/tmp/vm.core"}),
         _ => return None,

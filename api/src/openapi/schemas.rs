@@ -15,7 +15,7 @@ use crate::config::{
 };
 use crate::request::{
     CoredumpConfig, Counters, PciDeviceInfo, PingInfo, RemoveDeviceConfig, ResizeConfig,
-    ResizeDiskConfig, VmInfo,
+    ResizeDiskConfig, SetRateLimiterConfig, VmInfo,
 };
 
 /// Marks a field that is taken at its default only. Its `enum` has all spellings of it.
@@ -43,6 +43,13 @@ pub(super) fn schemas() -> Map<String, Value> {
     only_defaults::<ConsoleConfig>(&mut schemas);
     only_defaults::<DebugConsoleConfig>(&mut schemas);
     only_defaults::<PlatformConfig>(&mut schemas);
+    for (schema, field) in [
+        ("DiskConfig", "werror"),
+        ("DiskConfig", "rerror"),
+        ("DeviceNode", "engine"),
+    ] {
+        schemas[schema]["properties"][field][ADDITION] = json!(true);
+    }
     add_old_names(&mut schemas);
     add_descriptors(&mut schemas);
     rules::add(&mut schemas);
@@ -70,6 +77,7 @@ fn derived() -> Map<String, Value> {
     add::<VsockConfig>(&mut all);
     add::<ResizeConfig>(&mut all);
     add::<ResizeDiskConfig>(&mut all);
+    add::<SetRateLimiterConfig>(&mut all);
     add::<RemoveDeviceConfig>(&mut all);
     add::<CoredumpConfig>(&mut all);
     add::<PingInfo>(&mut all);

@@ -70,6 +70,10 @@ pub struct DeviceNode {
     /// Its PCI address, as in `0000:00:03.0`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pci_bdf: Option<String>,
+    /// How a disk carries out its transfers: `io_uring`, or `threads` that make calls which block. Not before the guest has
+    /// a driver for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
 }
 
 /// Where a device is on the guest's PCI bus.

@@ -1,11 +1,15 @@
 //! Descriptor chains as buffers in host memory.
 
+mod walk;
+
 use std::sync::Arc;
 
-use virtio_queue::DescriptorChain;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
 use crate::memory::{Ram, RamGuard};
+
+pub use self::walk::Walk;
 
 /// The most pieces one chain may have: what one `preadv` or `pwritev` takes (`UIO_MAXIOV`).
 pub const MAX_PIECES: usize = 1024;
@@ -95,14 +99,11 @@ impl Buffers {
     ///
     /// [`ChainError`]. Nothing is readable then, and writable is at most the last byte of a chain whose end was found: the
     /// status byte, where the device type has one.
-    pub fn load<M>(
+    pub fn load(
         &mut self,
         memory: &RamGuard,
-        chain: DescriptorChain<M>,
-    ) -> Result<(), ChainError>
-    where
-        M: std::ops::Deref<Target = Ram>,
-    {
+        chain: impl Iterator<Item = Descriptor>,
+    ) -> Result<(), ChainError> {
         self.readable.clear();
         self.writable.clear();
         self.reserved.clear();
@@ -125,14 +126,11 @@ impl Buffers {
     }
 
     /// Fills the lists. With an error goes the last byte of the chain, if the whole chain was seen and it is writable.
-    fn resolve<M>(
+    fn resolve(
         &mut self,
         memory: &RamGuard,
-        chain: DescriptorChain<M>,
-    ) -> Result<(), (ChainError, Option<libc::iovec>)>
-    where
-        M: std::ops::Deref<Target = Ram>,
-    {
+        chain: impl Iterator<Item = Descriptor>,
+    ) -> Result<(), (ChainError, Option<libc::iovec>)> {
         let mut fault = None;
         let mut complete = false;
         let mut writing = false;

@@ -66,6 +66,7 @@ pub fn run(args: Args, started: Instant) -> anyhow::Result<ExitCode> {
     } = args;
     // Before any thread is started, which would take the signals otherwise.
     vm::signals::Signals::block().context("cannot block SIGTERM and SIGINT")?;
+    vm::signals::Signals::ignore_file_limit();
     let machine = if api_socket.is_some() && machine.is_empty() {
         None
     } else {

@@ -5,20 +5,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use api::metrics::{DiskMetrics, NetMetrics};
+use api::metrics::{DiskMetrics, NetMetrics, VsockMetrics};
 use api::request::{Counters, DeviceNode, PciDeviceInfo};
-use devices::virtio::block::{Block, BlockMetrics, BlockResizer};
+use devices::virtio::block::{
+    Block, BlockLimits, BlockMetrics, BlockResizer, BlockWatch, StopCause,
+};
 use devices::virtio::net::{Net, NetMetrics as NetCounters, Tap};
-use devices::virtio::vsock::{Vsock, VsockMetrics};
+use devices::virtio::vsock::{Vsock, VsockMetrics as VsockCounters};
 
 /// What kind of device it is, and how its owner reaches it.
 pub(super) enum Kind {
     Disk {
         metrics: Arc<BlockMetrics>,
         resizer: BlockResizer,
+        limits: BlockLimits,
+        watch: Arc<BlockWatch>,
     },
     Net(Arc<NetCounters>),
-    Vsock(Arc<VsockMetrics>),
+    Vsock(Arc<VsockCounters>),
     /// A part of every machine, or of its memory.
     Fixed,
 }
@@ -28,6 +32,8 @@ impl Kind {
         Self::Disk {
             metrics: device.metrics(),
             resizer: device.resizer(),
+            limits: device.limits(),
+            watch: device.watch(),
         }
     }
 
@@ -85,6 +91,10 @@ impl AttachedDevices {
             let node = DeviceNode {
                 id: id.clone(),
                 pci_bdf: Some(bdf(device.slot)),
+                engine: match &device.kind {
+                    Kind::Disk { watch, .. } => watch.engine().map(|engine| engine.to_string()),
+                    Kind::Net(_) | Kind::Vsock(_) | Kind::Fixed => None,
+                },
                 ..DeviceNode::default()
             };
             (id.clone(), node)
@@ -109,6 +119,31 @@ impl AttachedDevices {
     pub(super) fn disks(&self) -> BTreeMap<String, DiskMetrics> {
         let metrics = |(id, device): (&String, &Attached)| match &device.kind {
             Kind::Disk { metrics, .. } => Some((id.clone(), disk_metrics(metrics))),
+            _ => None,
+        };
+        self.0.iter().filter_map(metrics).collect()
+    }
+
+    /// The limits of all disks.
+    pub(super) fn disk_limits(&self) -> impl Iterator<Item = &BlockLimits> {
+        self.0.values().filter_map(|device| match &device.kind {
+            Kind::Disk { limits, .. } => Some(limits),
+            _ => None,
+        })
+    }
+
+    /// Takes what disks wait for the machine to be stopped for, with their names.
+    pub(super) fn take_stop_causes(&self) -> Vec<(String, StopCause)> {
+        let causes = self.0.iter().filter_map(|(id, device)| match &device.kind {
+            Kind::Disk { watch, .. } => Some((id.clone(), watch.take_stop_cause()?)),
+            _ => None,
+        });
+        causes.collect()
+    }
+
+    pub(super) fn vsocks(&self) -> BTreeMap<String, VsockMetrics> {
+        let metrics = |(id, device): (&String, &Attached)| match &device.kind {
+            Kind::Vsock(metrics) => Some((id.clone(), vsock_metrics(metrics))),
             _ => None,
         };
         self.0.iter().filter_map(metrics).collect()
@@ -152,6 +187,7 @@ fn disk_counters(metrics: &BlockMetrics) -> BTreeMap<String, u64> {
         ("in_flight", &metrics.in_flight),
         ("host_errors", &metrics.host_errors),
         ("refused", &metrics.refused),
+        ("stops", &metrics.stops),
     ])
 }
 
@@ -164,7 +200,7 @@ fn net_counters(metrics: &NetCounters) -> BTreeMap<String, u64> {
     ])
 }
 
-fn vsock_counters(metrics: &VsockMetrics) -> BTreeMap<String, u64> {
+fn vsock_counters(metrics: &VsockCounters) -> BTreeMap<String, u64> {
     named([
         ("connections", &metrics.connections),
         ("host_connections", &metrics.host_connections),
@@ -193,6 +229,13 @@ fn disk_metrics(metrics: &BlockMetrics) -> DiskMetrics {
         write_time: time(&metrics.write_nanoseconds),
         flushes: get(&metrics.flushes),
         flush_time: time(&metrics.flush_nanoseconds),
+        discards: get(&metrics.discards),
+        discard_bytes: get(&metrics.discard_bytes),
+        discard_time: time(&metrics.discard_nanoseconds),
+        zero_writes: get(&metrics.zero_writes),
+        zero_write_bytes: get(&metrics.zero_write_bytes),
+        zero_write_time: time(&metrics.zero_write_nanoseconds),
+        stops: get(&metrics.stops),
         errors: causes([
             ("unsupported", &metrics.unsupported),
             ("refused", &metrics.refused),
@@ -219,6 +262,36 @@ fn net_metrics(metrics: &NetCounters) -> NetMetrics {
             ("too_long", &metrics.tx_too_long),
             ("refused", &metrics.tx_refused),
             ("link_down", &metrics.tx_link_down),
+        ]),
+    }
+}
+
+fn vsock_metrics(metrics: &VsockCounters) -> VsockMetrics {
+    VsockMetrics {
+        connections: get(&metrics.connections),
+        opened: causes([
+            ("host", &metrics.host_connections),
+            ("guest", &metrics.guest_connections),
+        ]),
+        failed: causes([
+            ("refused", &metrics.refused_connections),
+            ("guest_reset", &metrics.guest_resets),
+            ("host_reset", &metrics.host_resets),
+        ]),
+        rx_packets: get(&metrics.rx_packets),
+        rx_bytes: get(&metrics.rx_bytes),
+        tx_packets: get(&metrics.tx_packets),
+        tx_bytes: get(&metrics.tx_bytes),
+        waits: causes([
+            ("no_buffers", &metrics.rx_starved),
+            ("no_answers", &metrics.tx_blocked),
+        ]),
+        errors: causes([
+            ("malformed_buffer", &metrics.rx_malformed),
+            ("malformed_packet", &metrics.tx_malformed),
+            ("unknown_connection", &metrics.tx_unknown),
+            ("violation", &metrics.tx_violations),
+            ("broken_ring", &metrics.broken_rings),
         ]),
     }
 }

@@ -125,7 +125,7 @@ fn assemble(
         vm,
     };
     for disk in &resources.disks {
-        let device = disk.device();
+        let device = disk.device(notices.clone());
         let kind = Kind::disk(&device);
         machine.attach(disk.id(), device, kind)?;
     }

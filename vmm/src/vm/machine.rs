@@ -77,6 +77,7 @@ impl Machine {
         metrics.memory.guest = self.memory.size();
         metrics.disks = self.attached.disks();
         metrics.nets = self.attached.nets();
+        metrics.vsocks = self.attached.vsocks();
     }
 }
 

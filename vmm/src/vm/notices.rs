@@ -29,6 +29,8 @@ pub struct Happened {
     pub crash_loaded: bool,
     /// The guest gave up a PCI function, a vCPU or memory.
     pub ejected: bool,
+    /// A disk waits for the machine to be stopped.
+    pub disk_stopped: bool,
     /// A vCPU ended; the first one, if there were several.
     pub end: Option<End>,
 }
@@ -64,6 +66,7 @@ impl Notices {
             panicked: has(PlatformEvent::Panicked),
             crash_loaded: has(PlatformEvent::CrashLoaded),
             ejected: has(PlatformEvent::Ejected),
+            disk_stopped: has(PlatformEvent::DiskStopped),
             end: self
                 .end
                 .lock()
@@ -85,6 +88,7 @@ const fn bit(event: PlatformEvent) -> u32 {
         PlatformEvent::Panicked => 4,
         PlatformEvent::CrashLoaded => 8,
         PlatformEvent::Ejected => 16,
+        PlatformEvent::DiskStopped => 32,
     }
 }
 

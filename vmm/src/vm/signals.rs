@@ -32,6 +32,16 @@ impl Signals {
         Ok(())
     }
 
+    /// Makes a write beyond the file size that the process may reach (RLIMIT_FSIZE) fail with EFBIG, as any other write fails,
+    /// in place of ending the process by SIGXFSZ.
+    pub fn ignore_file_limit() {
+        // SAFETY: ignoring a signal runs no handler.
+        #[expect(unsafe_code)]
+        let before = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        // The number is that of a signal which can be ignored: the host has no reason to refuse.
+        debug_assert_ne!(before, libc::SIG_ERR);
+    }
+
     /// Blocks the signals and opens a descriptor that reads them.
     ///
     /// # Errors

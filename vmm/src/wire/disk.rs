@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::config::{
-    self, DiskConfig, LockGranularity, RateLimitGroupConfig, RateLimiterConfig, VirtQueueAffinity,
+    self, DiskConfig, LockGranularity, RateLimitGroupConfig, RateLimiterConfig, ReadErrorPolicy,
+    VirtQueueAffinity, WriteErrorPolicy,
 };
 use devices::host_cpus::{HostCpuError, HostCpus};
+use devices::platform::Platform;
 use devices::rate_limit::{RateLimiter, RateLimits, TokenBucket};
 use devices::virtio::block::{
-    self, Block, BlockSetup, Disk, FileDisk, ID_LEN, LockError, LockExtent,
+    self, Block, BlockSetup, Disk, FileDisk, ID_LEN, LockError, LockExtent, StopOn, StopOnWrite,
 };
 
 use super::descriptor;
@@ -155,6 +157,7 @@ pub struct OpenDisk {
     id: String,
     disk: Arc<dyn Disk>,
     setup: BlockSetup,
+    stop_on: StopOn,
 }
 
 impl OpenDisk {
@@ -163,9 +166,9 @@ impl OpenDisk {
         &self.id
     }
 
-    /// A fresh block device for the disk.
-    pub fn device(&self) -> Block {
-        Block::new(Arc::clone(&self.disk), self.setup.clone())
+    /// A fresh block device for the disk. It tells `platform` of errors that stop the machine.
+    pub fn device(&self, platform: Arc<dyn Platform>) -> Block {
+        Block::new(Arc::clone(&self.disk), self.setup.clone()).stopping(self.stop_on, platform)
     }
 }
 
@@ -176,7 +179,10 @@ pub type Groups = BTreeMap<String, Arc<RateLimiter>>;
 pub fn groups(config: &[RateLimitGroupConfig]) -> Groups {
     let groups = config.iter();
     groups
-        .map(|group| (group.id.clone(), limiter(&group.rate_limiter_config)))
+        .map(|group| {
+            let limits = limits(Some(&group.rate_limiter_config));
+            (group.id.clone(), limiter(limits))
+        })
         .collect()
 }
 
@@ -202,18 +208,21 @@ pub fn open(
         lock_granularity,
         rate_limiter_config,
         rate_limit_group,
+        werror,
+        rerror,
         serial,
         id,
+        disable_io_uring,
         ..
     } = config;
     let (readonly, direct) = (*readonly, *direct);
     let id = id.as_deref().unwrap_or("disk");
     let limiter = match (rate_limit_group, rate_limiter_config) {
-        (Some(group), _) => Some(groups.get(group).cloned().ok_or_else(|| DiskError::Group {
+        (Some(group), _) => groups.get(group).cloned().ok_or_else(|| DiskError::Group {
             id: id.to_owned(),
             group: group.clone(),
-        })?),
-        (None, limits) => limits.as_ref().map(limiter),
+        })?,
+        (None, config) => limiter(limits(config.as_ref())),
     };
     let (origin, file) = match (descriptors.first(), path) {
         (Some(descriptor), _) => {
@@ -282,7 +291,16 @@ pub fn open(
             queues: u16::try_from(*num_queues).unwrap_or(u16::MAX),
             queue_size: *queue_size,
             affinity: affinity.collect::<Result<_, _>>()?,
+            io_uring: !disable_io_uring,
             limiter,
+        },
+        stop_on: StopOn {
+            reads: *rerror == ReadErrorPolicy::Stop,
+            writes: match werror {
+                WriteErrorPolicy::Report => StopOnWrite::Never,
+                WriteErrorPolicy::Stop => StopOnWrite::Any,
+                WriteErrorPolicy::Enospc => StopOnWrite::NoSpace,
+            },
         },
     })
 }
@@ -319,17 +337,21 @@ fn lock(
 }
 
 /// Full buckets for the limits of a disk.
-fn limiter(config: &RateLimiterConfig) -> Arc<RateLimiter> {
+fn limiter(limits: RateLimits) -> Arc<RateLimiter> {
+    Arc::new(RateLimiter::new(limits, Instant::now()))
+}
+
+/// The limits that `config` names; there are none without it.
+pub fn limits(config: Option<&RateLimiterConfig>) -> RateLimits {
     let bucket = |bucket: &config::TokenBucket| TokenBucket {
         size: bucket.size,
         one_time_burst: bucket.one_time_burst.unwrap_or(0),
         refill_time: Duration::from_millis(bucket.refill_time),
     };
-    let limits = RateLimits {
-        bandwidth: config.bandwidth.as_ref().map(bucket),
-        ops: config.ops.as_ref().map(bucket),
-    };
-    Arc::new(RateLimiter::new(limits, Instant::now()))
+    RateLimits {
+        bandwidth: config.and_then(|limits| limits.bandwidth.as_ref().map(bucket)),
+        ops: config.and_then(|limits| limits.ops.as_ref().map(bucket)),
+    }
 }
 
 /// Opens `path`, but no pipe, on which opening would wait for somebody at its other end.

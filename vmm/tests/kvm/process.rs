@@ -107,6 +107,21 @@ fn vcpu_that_cannot_go_on_is_status_1() {
 }
 
 #[test]
+fn write_beyond_the_file_limit_ends_no_process() {
+    let setup = Setup::new(obedient());
+    let mut child = start(&setup, &[]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    assert_ne!(ignored & 1 << (libc::SIGXFSZ - 1), 0, "{ignored:#x}");
+    signal(&child, libc::SIGTERM);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn sigterm_and_sigint_press_the_power_button() {
     for number in [libc::SIGTERM, libc::SIGINT] {
         let setup = Setup::new(obedient());

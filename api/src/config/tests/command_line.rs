@@ -130,7 +130,7 @@ fn max_is_boot_when_not_given() {
 #[test]
 fn unknown_keys_are_named_with_the_known_ones() {
     insta::assert_snapshot!(refusal::<DiskConfig>("pth=/d.img"),
-        @r#"unknown key "pth"; known keys: path, readonly, queue_size, serial, id, image_type, direct, num_queues, rate_limit_group, bw_size, bw_one_time_burst, bw_refill_time, ops_size, ops_one_time_burst, ops_refill_time, queue_affinity, sparse, lock_granularity"#);
+        @r#"unknown key "pth"; known keys: path, readonly, queue_size, serial, id, image_type, direct, num_queues, rate_limit_group, bw_size, bw_one_time_burst, bw_refill_time, ops_size, ops_one_time_burst, ops_refill_time, queue_affinity, sparse, lock_granularity, _disable_io_uring, _disable_aio, werror, rerror"#);
     insta::assert_snapshot!(refusal::<CpusConfig>("boots=1"),
         @r#"unknown key "boots"; known keys: boot, max, topology"#);
     insta::assert_snapshot!(refusal::<CpusConfig>("boot_vcpus=1"),
@@ -402,7 +402,7 @@ fn descriptor_of_a_disk_is_refused_where_it_makes_no_sense() {
         ("fd=3,path=/d.img", "either a path or a descriptor"),
         ("fd=", "path is missing"),
         ("fd=3,fd=4", "more than once"),
-        ("colour=red", ", lock_granularity, fd"),
+        ("colour=red", ", rerror, fd"),
     ] {
         let error = text.parse::<AddedDisk>().unwrap_err().to_string();
         assert!(error.contains(part), "{text:?}: {error}");

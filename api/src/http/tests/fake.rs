@@ -155,6 +155,10 @@ impl Vmm {
                 self.config(verb)?;
                 Err(ApiError::UnknownDevice { id: device.id })
             }
+            Request::SetRateLimiter(_) => {
+                self.config(verb)?;
+                Ok(Reply::Done)
+            }
             Request::Info => Ok(Reply::Info(Box::new(VmInfo {
                 config: self.config(verb)?.clone(),
                 state: self.state,

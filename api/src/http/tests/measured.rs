@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
-use crate::metrics::{DiskMetrics, MemoryMetrics, NetMetrics, VcpuMetrics};
+use crate::metrics::{DiskMetrics, MemoryMetrics, NetMetrics, VcpuMetrics, VsockMetrics};
 
 fn metrics() -> Metrics {
     Metrics {
@@ -30,6 +30,13 @@ fn metrics() -> Metrics {
                 write_time: Duration::from_millis(3),
                 flushes: 1,
                 flush_time: Duration::from_millis(4),
+                discards: 3,
+                discard_bytes: 12288,
+                discard_time: Duration::from_millis(5),
+                zero_writes: 4,
+                zero_write_bytes: 16384,
+                zero_write_time: Duration::from_millis(6),
+                stops: 1,
                 errors: BTreeMap::from([("host_error", 1)]),
             },
         )]),
@@ -42,6 +49,20 @@ fn metrics() -> Metrics {
                 tx_bytes: 600,
                 rx_errors: BTreeMap::from([("too_long", 2)]),
                 tx_errors: BTreeMap::from([("link_down", 1)]),
+            },
+        )]),
+        vsocks: BTreeMap::from([(
+            "_vsock2".to_owned(),
+            VsockMetrics {
+                connections: 2,
+                opened: BTreeMap::from([("guest", 3), ("host", 4)]),
+                failed: BTreeMap::from([("refused", 1)]),
+                rx_packets: 7,
+                rx_bytes: 700,
+                tx_packets: 8,
+                tx_bytes: 800,
+                waits: BTreeMap::from([("no_buffers", 9)]),
+                errors: BTreeMap::from([("malformed", 10)]),
             },
         )]),
         process_cpu_time: Duration::from_secs(2),

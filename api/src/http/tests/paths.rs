@@ -38,14 +38,17 @@ const CLOUD_HYPERVISOR: &[&str] = &[
     "PUT vm.send-migration",
 ];
 
+/// Verbs that it has not.
+const OURS: &[&str] = &["PUT vm.set-rate-limiter"];
+
 #[test]
-fn paths_are_those_of_cloud_hypervisor() {
+fn paths_are_those_of_cloud_hypervisor_and_ours() {
     let supported = VERBS
         .iter()
         .map(|verb| format!("{} {}", verb.method, verb.name));
     let unsupported = UNSUPPORTED.iter().map(|(verb, _)| format!("PUT {verb}"));
     let mut ours: Vec<_> = supported.chain(unsupported).collect();
-    let mut theirs = CLOUD_HYPERVISOR.to_vec();
+    let mut theirs = [CLOUD_HYPERVISOR, OURS].concat();
     ours.sort_unstable();
     theirs.sort_unstable();
     assert_eq!(ours, theirs);
@@ -64,6 +67,7 @@ fn each_verb_becomes_the_request_of_its_name() {
                 json!({"desired_vcpus": 1, "desired_ram": null, "desired_balloon": null})
             }
             "vm.resize-disk" => json!({"id": "a", "desired_size": 512}),
+            "vm.set-rate-limiter" => json!({"id": "a"}),
             "vm.add-disk" => json!({"path": "/d"}),
             "vm.add-net" => json!({"tap": "t"}),
             "vm.add-vsock" => json!({"cid": 3, "socket": "/s"}),

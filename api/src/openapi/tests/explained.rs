@@ -40,6 +40,7 @@ pub(super) const EXPLAINED: &[Row] = &[
     // Paths.
     ("/vm.events *", "-", "*", "our own"),
     ("/openapi.json *", "-", "*", "our own"),
+    ("/vm.set-rate-limiter *", "-", "*", "our own"),
     ("/metrics *", "-", "*", "our own"),
     ("/vm.add-device reply", "PciDeviceInfo", "-", REFUSED),
     ("/vm.add-fs reply", "PciDeviceInfo", "-", REFUSED),
@@ -261,6 +262,10 @@ pub(super) const EXPLAINED: &[Row] = &[
         "*",
         "in Cloud Hypervisor's code, whose ch-remote always sends it, and not in its document",
     ),
+    ("DiskConfig.werror *", "-", "*", "our own"),
+    ("DiskConfig.rerror *", "-", "*", "our own"),
+    ("*ErrorPolicy *", "-", "*", "our own"),
+    ("DeviceNode.engine *", "-", "*", "our own"),
     (
         "PlatformConfig.iommufd_fd *",
         "-",
@@ -288,6 +293,7 @@ pub(super) const EXPLAINED: &[Row] = &[
         STRICT,
     ),
     ("VmRemoveDevice.id required", "-", "true", STRICT),
+    ("VmSetRateLimiter.* *", "-", "*", "our own"),
     ("VmResizeDisk.* required", "-", "true", STRICT),
     (
         "VmState enum",

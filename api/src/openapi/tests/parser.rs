@@ -6,7 +6,9 @@ use crate::config::{
     PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig, Section, SerialConfig,
     VmConfig, VsockConfig,
 };
-use crate::request::{CoredumpConfig, RemoveDeviceConfig, ResizeConfig, ResizeDiskConfig};
+use crate::request::{
+    CoredumpConfig, RemoveDeviceConfig, ResizeConfig, ResizeDiskConfig, SetRateLimiterConfig,
+};
 
 /// Calls a function for each section with its schema and a value of it that is accepted.
 macro_rules! for_each_section {
@@ -227,6 +229,9 @@ fn examples_are_accepted() {
     vsock.validate().unwrap();
     let _: ResizeConfig = serde_json::from_value(example("/vm.resize")).unwrap();
     let _: ResizeDiskConfig = serde_json::from_value(example("/vm.resize-disk")).unwrap();
+    let limits: SetRateLimiterConfig =
+        serde_json::from_value(example("/vm.set-rate-limiter")).unwrap();
+    limits.validate().unwrap();
     let _: RemoveDeviceConfig = serde_json::from_value(example("/vm.remove-device")).unwrap();
     let _: CoredumpConfig = serde_json::from_value(example("/vm.coredump")).unwrap();
 }

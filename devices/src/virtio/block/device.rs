@@ -12,16 +12,18 @@ use virtio_queue::QueueT;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::disk::{BlockSizes, Disk};
-use super::engine::{Engine, EngineKind};
+use super::engine::{Engine, EngineKind, PoolSetup, threads_for};
 use super::handler::{Durability, QueueHandler, Shared};
-use super::limit::Limit;
+use super::limit::{BlockLimits, Limit};
 use super::metrics::BlockMetrics;
 use super::resize::{BlockResizer, Capacity};
 use super::spec::{
     Config, DISCARD, FEATURE_CONFIG_WCE, FEATURE_DISCARD, FEATURE_FLUSH, FEATURE_MQ, FEATURE_RO,
     FEATURE_WRITE_ZEROES, FEATURES, ID_LEN, SECTOR_SIZE, WRITE_ZEROES,
 };
+use super::stop::{BlockWatch, StopOn, Stopper};
 use crate::host_cpus::HostCpus;
+use crate::platform::Platform;
 use crate::rate_limit::RateLimiter;
 use crate::state::{Persist, Section, StateError};
 use crate::throttle::Throttle;
@@ -55,8 +57,11 @@ pub struct BlockSetup {
     /// CPUs of the host that the worker of a queue runs on, by the queue's index. The worker of a queue that is not there
     /// runs where the host likes.
     pub affinity: BTreeMap<u16, HostCpus>,
-    /// What limits the rate of requests, all queues together. Requests that are held back wait in the ring.
-    pub limiter: Option<Arc<RateLimiter>>,
+    /// Whether io_uring is used where the disk and the host allow it.
+    pub io_uring: bool,
+    /// What limits the rate of requests, all queues together, now or when it is set to. Requests that are held back wait in
+    /// the ring.
+    pub limiter: Arc<RateLimiter>,
 }
 
 /// A block device (virtio 1.2, 5.2).
@@ -66,7 +71,8 @@ pub struct Block {
     id: [u8; ID_LEN],
     queue_sizes: Vec<u16>,
     affinity: BTreeMap<u16, HostCpus>,
-    limiter: Option<Arc<RateLimiter>>,
+    io_uring: bool,
+    limiter: Arc<RateLimiter>,
     capacity: Arc<Capacity>,
     /// Writes need not be durable before a flush: `writeback` of the configuration space.
     writeback: Arc<AtomicBool>,
@@ -74,7 +80,10 @@ pub struct Block {
     metrics: Arc<BlockMetrics>,
     throttle: Arc<Throttle>,
     workers: Vec<Worker<QueueHandler>>,
-    engine: Option<EngineKind>,
+    watch: Arc<BlockWatch>,
+    stopper: Option<Stopper>,
+    /// Of each queue, the heads of chains that were taken from it and are to be begun when it runs again.
+    pub(super) kept: Vec<Vec<u16>>,
 }
 
 /// What is saved: what the guest was told about the disk.
@@ -88,6 +97,8 @@ struct State {
     capacity_untold: bool,
     /// What the driver has made of the field of that name.
     writeback: bool,
+    /// Of each queue, the heads of chains that were taken from it and not answered, since the host reported errors.
+    kept: Vec<Vec<u16>>,
 }
 
 impl fmt::Debug for Block {
@@ -96,7 +107,7 @@ impl fmt::Debug for Block {
             .field("name", &self.name)
             .field("disk", &self.disk)
             .field("capacity", &self.capacity.get())
-            .field("engine", &self.engine)
+            .field("engine", &self.watch.engine())
             .finish_non_exhaustive()
     }
 }
@@ -110,6 +121,7 @@ impl Block {
             queues,
             queue_size,
             affinity,
+            io_uring,
             limiter,
         } = setup;
         Self {
@@ -117,6 +129,7 @@ impl Block {
             id,
             queue_sizes: vec![queue_size; usize::from(queues)],
             affinity,
+            io_uring,
             limiter,
             capacity: Arc::new(Capacity::new(disk.size())),
             writeback: Arc::new(true.into()),
@@ -125,8 +138,23 @@ impl Block {
             metrics: Arc::default(),
             throttle: Arc::new(Throttle::per_minute(LOG_LINES)),
             workers: Vec::new(),
-            engine: None,
+            watch: Arc::default(),
+            stopper: None,
+            kept: vec![Vec::new(); queues.into()],
         }
+    }
+
+    /// The same device, which does not answer a request whose error on the host is among those that stop the machine. It
+    /// tells `platform` of it, and begins nothing more on that queue. Once it was stopped and is started again, as in a
+    /// pause and a resume of the machine, that request is begun once more.
+    #[must_use]
+    pub fn stopping(mut self, on: StopOn, platform: Arc<dyn Platform>) -> Self {
+        self.stopper = (on != StopOn::default()).then(|| Stopper {
+            on,
+            platform,
+            watch: Arc::clone(&self.watch),
+        });
+        self
     }
 
     /// The device's counters.
@@ -144,9 +172,17 @@ impl Block {
         }
     }
 
-    /// How transfers are carried out; none before the first start.
-    pub fn engine(&self) -> Option<EngineKind> {
-        self.engine
+    /// Changes the limits of the device from now on, wherever it goes.
+    pub fn limits(&self) -> BlockLimits {
+        BlockLimits {
+            limiter: Arc::clone(&self.limiter),
+            gate: Arc::clone(&self.capacity.gate),
+        }
+    }
+
+    /// What can be seen of the device, wherever it goes.
+    pub fn watch(&self) -> Arc<BlockWatch> {
+        Arc::clone(&self.watch)
     }
 
     fn can_discard(&self) -> bool {
@@ -189,18 +225,27 @@ impl Block {
         shared: Shared,
         queue: ActiveQueue,
     ) -> Result<(), (&'static str, io::Error)> {
-        let (engine, refusal) = Engine::new(&self.disk, queue.queue.size());
-        self.note_engine(&engine, refusal);
         let name = match self.queue_sizes.len() {
             1 => self.name.clone(),
             _ => format!("{}-q{}", self.name, queue.index),
         };
         let cpus = self.affinity.get(&queue.index);
-        let limit = self.limiter.clone().map(Limit::new);
-        let limit = limit.transpose().map_err(|source| ("a timer", source))?;
+        let depth = queue.queue.size();
+        let pool = PoolSetup {
+            name: name.clone(),
+            threads: threads_for(self.queue_sizes.len() as u16).min(depth),
+            cpus: cpus.cloned(),
+        };
+        let engine = Engine::new(&self.disk, depth, self.io_uring, pool);
+        let (engine, refusal) = engine.map_err(|source| ("an eventfd", source))?;
+        self.note_engine(engine.kind(), refusal);
+        let limit = Limit::new(Arc::clone(&self.limiter));
+        let limit = limit.map_err(|source| ("a timer", source))?;
         let pass = self.capacity.gate.pass(&queue.notify);
         let pass = pass.map_err(|source| ("an eventfd", source))?;
-        let handler = QueueHandler::new(shared, queue, engine, pass, limit);
+        let kept = self.kept.get_mut(usize::from(queue.index));
+        let again = kept.map(std::mem::take).unwrap_or_default();
+        let handler = QueueHandler::new(shared, queue, engine, pass, limit, again);
         let worker = Worker::spawn(&name, handler);
         let worker = worker.map_err(|source| ("a worker thread", source))?;
         let kept = cpus.map_or(Ok(()), |cpus| worker.keep_on(cpus));
@@ -209,9 +254,8 @@ impl Block {
     }
 
     /// Notes which engine is in use. Drivers start and reset a device as often as they like: only a change is logged.
-    fn note_engine(&mut self, engine: &Engine, refusal: Option<io::Error>) {
-        let kind = engine.kind();
-        if self.engine.replace(kind) == Some(kind) {
+    fn note_engine(&self, kind: EngineKind, refusal: Option<io::Error>) {
+        if !self.watch.note_engine(kind) {
             return;
         }
         match refusal {
@@ -286,6 +330,7 @@ impl VirtioDevice for Block {
             },
             id: self.id,
             metrics: Arc::clone(&self.metrics),
+            stopper: self.stopper.clone(),
             throttle: Arc::clone(&self.throttle),
         };
         for queue in queues {
@@ -301,15 +346,20 @@ impl VirtioDevice for Block {
     fn stop(&mut self) -> Vec<ActiveQueue> {
         self.capacity.end();
         // Each handler is dropped before the next worker is waited for: a resizer does not wait for a queue that is gone.
-        self.workers
-            .drain(..)
-            .map(|worker| worker.stop().into_queue())
+        let workers = self.workers.drain(..);
+        workers
+            .map(|worker| {
+                let (queue, kept) = worker.stop().into_queue();
+                self.kept[usize::from(queue.index)] = kept;
+                queue
+            })
             .collect()
     }
 
     fn reset(&mut self) {
         // Queues and features belong to the transport.
         self.capacity.reset();
+        self.kept.iter_mut().for_each(Vec::clear);
         self.writeback.store(true, Ordering::Release);
     }
 }
@@ -322,6 +372,7 @@ impl Persist for Block {
             id: _,
             queue_sizes: _,
             affinity: _,
+            io_uring: _,
             limiter: _,
             capacity,
             writeback,
@@ -329,12 +380,15 @@ impl Persist for Block {
             metrics: _,
             throttle: _,
             workers: _,
-            engine: _,
+            watch: _,
+            stopper: _,
+            kept,
         } = self;
         let state = State {
             capacity: capacity.get(),
             capacity_untold: capacity.is_untold(),
             writeback: writeback.load(Ordering::Acquire),
+            kept: kept.clone(),
             read_only: disk.read_only(),
             logical_block_size: *logical,
             physical_block_size: *physical,
@@ -350,6 +404,7 @@ impl Persist for Block {
             physical_block_size: physical,
             capacity_untold,
             writeback,
+            kept,
         } = section.decode(KIND, VERSION)?;
         let field = |field, value: &dyn fmt::Display, expected: String| StateError::Field {
             kind: KIND,
@@ -382,6 +437,16 @@ impl Persist for Block {
                 ));
             }
         }
+        let size = self.queue_sizes.first().copied().unwrap_or(0);
+        let queue_fits = |heads: &Vec<u16>| {
+            heads.len() <= usize::from(size) && heads.iter().all(|head| *head < size)
+        };
+        if kept.len() != self.queue_sizes.len() || !kept.iter().all(queue_fits) {
+            let queues = self.queue_sizes.len();
+            let expected = format!("of {queues} queues up to {size} heads below {size} each");
+            return Err(field("kept", &format_args!("{kept:?}"), expected));
+        }
+        self.kept = kept;
         self.capacity.restore(capacity, capacity_untold);
         self.writeback.store(writeback, Ordering::Release);
         self.block_sizes = BlockSizes { logical, physical };

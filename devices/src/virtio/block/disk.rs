@@ -82,6 +82,9 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
 
 /// An opened disk, shared by the queues of one block device.
 ///
+/// Any of its calls may be made from several threads at once. Which of two that overlap in time takes effect first is open, as
+/// it is to the driver; one that is made after another has returned finds what that did.
+///
 /// Transfers may do less than was asked, as the system calls may: the device goes on where they stopped.
 pub trait Disk: fmt::Debug + Send + Sync {
     /// Size in bytes, a multiple of 512.
@@ -105,7 +108,7 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn block_sizes(&self) -> BlockSizes;
 
     /// The descriptor of a file whose bytes are the bytes of the disk, for io_uring. None sends all transfers through the
-    /// calls below.
+    /// calls below, which a few threads make.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 
     /// Whether a transfer can be done by [`Disk::descriptor`] as it is. If not, it goes through the calls below, which block

@@ -79,6 +79,14 @@ impl Gate {
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Wakes the worker of each queue.
+    pub(super) fn wake(&self) {
+        for queue in &self.state().queues {
+            // A full counter wakes as well.
+            let _ = queue.wake.write(1);
+        }
+    }
+
     fn set(&self, state: &mut State, closed: bool) {
         state.closed = closed;
         self.closed.store(closed, Ordering::Release);

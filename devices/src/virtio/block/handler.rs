@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use event_manager::{EventOps, Events};
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::GuestAddressSpace;
+use vm_memory::{GuestAddress, GuestAddressSpace};
 use vmm_sys_util::epoll::EventSet;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -20,11 +20,13 @@ use super::metrics::{BlockMetrics, add};
 use super::resize::Capacity;
 use super::slot::{Slot, Work};
 use super::spec::{ID_LEN, Limits, Request, RequestHeader, Segment, Status};
+use super::stop::Stopper;
 use crate::memory::{GuestRam, RamGuard};
 use crate::throttle::Throttle;
+use crate::virtio::chain::Walk;
 use crate::virtio::{ActiveQueue, Handler, Interrupt};
 
-/// Bytes begun in one go before the worker looks for other events: an engine that blocks has moved them by then.
+/// Bytes begun in one go before the worker looks for other events.
 const MAX_BYTES_AT_ONCE: u64 = 64 << 20;
 
 /// When writes are to be durable.
@@ -63,6 +65,8 @@ pub(super) struct Shared {
     /// Ranges of zeros may lose their blocks.
     pub(super) unmap: bool,
     pub(super) durability: Durability,
+    /// What has errors of the host stop the machine, if some do.
+    pub(super) stopper: Option<Stopper>,
     pub(super) id: [u8; ID_LEN],
     pub(super) metrics: Arc<BlockMetrics>,
     /// Bounds what the driver can have logged, however often it resets the device.
@@ -129,9 +133,14 @@ pub(super) struct QueueHandler {
     engine: Engine,
     pass: Pass,
     /// How much is taken from the ring in a time.
-    limit: Option<Limit>,
+    limit: Limit,
     slots: Vec<Slot>,
     free: Vec<u16>,
+    /// Heads of chains that were taken from the ring before the device was stopped last, and are the first to be begun,
+    /// from the last to the first.
+    again: Vec<u16>,
+    /// Heads of chains that wait for the device to be stopped and started again, which nothing is begun before.
+    kept: Vec<u16>,
     /// Used elements were added since the driver was last told.
     added: bool,
     /// The ring cannot be gone on with: nothing is taken from it or put into it any more.
@@ -147,9 +156,11 @@ impl QueueHandler {
         queue: ActiveQueue,
         engine: Engine,
         pass: Pass,
-        limit: Option<Limit>,
+        limit: Limit,
+        mut again: Vec<u16>,
     ) -> Self {
         let depth = queue.queue.size();
+        again.reverse();
         Self {
             shared,
             queue,
@@ -158,13 +169,17 @@ impl QueueHandler {
             limit,
             slots: (0..depth).map(|_| Slot::new()).collect(),
             free: (0..depth).rev().collect(),
+            again,
+            kept: Vec::with_capacity(depth.into()),
             added: false,
             broken: false,
         }
     }
 
-    pub(super) fn into_queue(self) -> ActiveQueue {
-        self.queue
+    /// The queue, and the heads of chains that were taken from it and are to be begun when it runs again.
+    pub(super) fn into_queue(mut self) -> (ActiveQueue, Vec<u16>) {
+        self.kept.extend(self.again.drain(..).rev());
+        (self.queue, self.kept)
     }
 
     /// Takes what ended and what the driver added, until there is nothing more or it is enough for one go.
@@ -194,7 +209,7 @@ impl QueueHandler {
 
     fn exchange(&mut self, memory: &RamGuard) -> Result<(), RingError> {
         self.reap(memory)?;
-        if self.broken {
+        if self.broken || !self.kept.is_empty() {
             return Ok(());
         }
         let mut chains = u32::from(self.queue.queue.size());
@@ -208,8 +223,8 @@ impl QueueHandler {
                 && !self.free.is_empty()
                 && !self.pass.is_refused()
             {
-                if let Some(limit) = &mut self.limit
-                    && limit.holds_back(*now.get_or_insert_with(Instant::now))
+                if self.limit.is_limited()
+                    && self.limit.holds_back(*now.get_or_insert_with(Instant::now))
                 {
                     held_back = true;
                     break;
@@ -225,8 +240,8 @@ impl QueueHandler {
                 self.look_again();
                 return Ok(());
             }
-            if self.free.is_empty() || held_back {
-                // The next completion leads back here, or the timer.
+            if self.free.is_empty() || held_back || !self.kept.is_empty() {
+                // The next completion leads back here, or the timer, or another start.
                 return Ok(());
             }
             if !self.queue.queue.enable_notification(&**memory)? {
@@ -241,7 +256,7 @@ impl QueueHandler {
         let _ = self.queue.notify.write(1);
     }
 
-    /// Takes one chain and begins its request. Returns the bytes of its data, none if there is no chain.
+    /// Takes one chain, if not one that was taken before, and begins its request. Returns the bytes of its data, none if there is no chain.
     ///
     /// `now` is the time, if it was read since the worker last waited for anything: one reading does for all the requests
     /// that are begun together.
@@ -250,15 +265,23 @@ impl QueueHandler {
         memory: &RamGuard,
         now: &mut Option<Instant>,
     ) -> Result<Option<u64>, RingError> {
-        let Some(chain) = self.queue.queue.iter(&**memory)?.next() else {
-            return Ok(None);
-        };
-        let Some(token) = self.free.pop() else {
+        let Some(token) = self.free.last().copied() else {
             return Ok(None);
         };
         let slot = &mut self.slots[usize::from(token)];
-        slot.head = chain.head_index();
-        let loaded = slot.buffers.load(memory, chain);
+        let queue = &mut self.queue.queue;
+        let loaded = if let Some(head) = self.again.pop() {
+            let table = GuestAddress(queue.desc_table());
+            slot.head = head;
+            slot.buffers
+                .load(memory, Walk::new(memory, table, queue.size(), head))
+        } else if let Some(chain) = queue.iter(&**memory)?.next() {
+            slot.head = chain.head_index();
+            slot.buffers.load(memory, chain)
+        } else {
+            return Ok(None);
+        };
+        self.free.pop();
         // A chain that could not be loaded still has its status byte, if it has one that can be written.
         let status = slot.buffers.take_status();
         let mut header = RequestHeader::new_zeroed();
@@ -294,29 +317,26 @@ impl QueueHandler {
         let begun = *now.get_or_insert_with(Instant::now);
         slot.begin(work, self.shared.durability.at_once(), begun);
         let bytes = slot.total();
-        if let Some(limit) = &self.limit {
+        if self.limit.is_limited() {
             // What is discarded or zeroed is not moved.
             let moved = match work {
                 Work::Read { .. } | Work::Write { .. } => bytes,
                 Work::Flush | Work::Discard | Work::WriteZeroes => 0,
             };
-            limit.spend(moved, begun);
+            self.limit.spend(moved, begun);
         }
         add(&self.shared.metrics.in_flight, 1);
-        if self.submit(token) {
-            // That took as long as it took.
-            *now = None;
-        }
+        self.submit(token);
         Ok(Some(bytes))
     }
 
-    /// Submits what the request of `token` needs next, and tells whether that has ended already.
-    fn submit(&mut self, token: u16) -> bool {
+    /// Submits what the request of `token` needs next.
+    fn submit(&mut self, token: u16) {
         // SAFETY: a slot is left alone while its token is not in `free`, until `complete` gets the token; `drain` waits for
         // all of them before the slots can be dropped.
         #[allow(unsafe_code)]
         unsafe {
-            self.slots[usize::from(token)].submit(&mut self.engine, token)
+            self.slots[usize::from(token)].submit(&mut self.engine, token);
         }
     }
 
@@ -346,42 +366,39 @@ impl QueueHandler {
 
     /// Takes what ended, and tells whether some of it has to go on.
     fn reap(&mut self, memory: &RamGuard) -> Result<bool, RingError> {
-        let mut again = false;
+        let mut result = Ok(false);
         let mut now = None;
+        // All of them, whatever becomes of the first: nothing tells of them again.
         while let Some(completion) = self.engine.next() {
-            again |= self.complete(completion, memory, &mut now)?;
+            let again = self.complete(completion, memory, &mut now);
+            result = result.and_then(|before| again.map(|again| before | again));
         }
-        Ok(again)
+        result
     }
 }
 
 impl Handler for QueueHandler {
     fn init(&mut self, ops: &mut EventOps) {
-        for event in [Some(&self.queue.notify), self.engine.event()]
-            .into_iter()
-            .flatten()
-        {
+        for event in [&self.queue.notify, self.engine.event()] {
             ops.add(Events::new(event, EventSet::IN))
                 .expect("a new epoll instance takes an eventfd");
         }
-        if let Some(limit) = &self.limit {
-            ops.add(Events::new(limit.timer(), EventSet::IN))
-                .expect("a new epoll instance takes a timer");
-        }
+        ops.add(Events::new(self.limit.timer(), EventSet::IN))
+            .expect("a new epoll instance takes a timer");
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         use std::os::fd::AsRawFd;
-        if let Some(limit) = &mut self.limit
-            && limit.timer().as_raw_fd() == events.fd()
-        {
-            limit.clear();
+        if self.limit.timer().as_raw_fd() == events.fd() {
+            self.limit.clear();
             self.run();
             return;
         }
-        let event = match self.engine.event() {
-            Some(event) if event.as_raw_fd() == events.fd() => event,
-            _ => &self.queue.notify,
+        let ended = self.engine.event();
+        let event = if ended.as_raw_fd() == events.fd() {
+            ended
+        } else {
+            &self.queue.notify
         };
         // Reading makes it wait for the next signal; there is none to read if it was read before.
         let _ = event.read();
@@ -400,7 +417,11 @@ impl Handler for QueueHandler {
             // What the host did not take at all fails.
             for token in 0..self.queue.queue.size() {
                 if !self.free.contains(&token) {
-                    self.report(token, &io::ErrorKind::OutOfMemory.into());
+                    let error = io::ErrorKind::OutOfMemory.into();
+                    self.report(token, &error);
+                    if self.keep(token, &error) {
+                        continue;
+                    }
                     let metrics = &self.shared.metrics;
                     metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
                     let finished = self.finish(token, Status::IoError, 0, &memory);

@@ -1,4 +1,4 @@
-//! The rate limit of a queue.
+//! The rate limits of a device and its queues.
 
 use std::fmt;
 use std::io;
@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::rate_limit::RateLimiter;
+use super::gate::Gate;
+use crate::rate_limit::{RateLimiter, RateLimits};
 
 /// A limiter, which other queues may share, and the timer that wakes the worker of one queue for its next turn.
 pub(super) struct Limit {
@@ -43,6 +44,11 @@ impl Limit {
         let _ = self.timer.clear();
     }
 
+    /// Whether anything is limited.
+    pub(super) fn is_limited(&self) -> bool {
+        self.limiter.is_limited()
+    }
+
     /// Whether there is no turn at `now`; the timer is set for when there is one.
     pub(super) fn holds_back(&mut self, now: Instant) -> bool {
         let Some(wait) = self.limiter.wait(now) else {
@@ -56,5 +62,26 @@ impl Limit {
     /// Tells that an operation was begun at `now`, which moves so many bytes.
     pub(super) fn spend(&self, bytes: u64, now: Instant) {
         self.limiter.spend(1, bytes, now);
+    }
+}
+
+/// The limits of a block device, wherever it goes: see [`Block::limits`](super::Block::limits).
+#[derive(Clone, Debug)]
+pub struct BlockLimits {
+    pub(super) limiter: Arc<RateLimiter>,
+    pub(super) gate: Arc<Gate>,
+}
+
+impl BlockLimits {
+    /// Limits the rate of requests by `limits` from now on, also that of other devices with the same limiter.
+    pub fn set(&self, limits: RateLimits) {
+        self.limiter.set(limits, Instant::now());
+        self.look_again();
+    }
+
+    /// Has queues that wait for their turn look whether there is one: the limiter that they share with other devices has
+    /// changed.
+    pub fn look_again(&self) {
+        self.gate.wake();
     }
 }

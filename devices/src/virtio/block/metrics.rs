@@ -42,8 +42,11 @@ pub struct BlockMetrics {
     pub unsupported: AtomicU64,
     /// Requests answered with VIRTIO_BLK_S_IOERR because they broke a rule or led beyond the disk.
     pub refused: AtomicU64,
-    /// Requests answered with VIRTIO_BLK_S_IOERR because the host reported an error.
+    /// Requests answered with VIRTIO_BLK_S_IOERR because the host reported an error, and those that such an error stopped.
     pub host_errors: AtomicU64,
+    /// Requests that were not answered when the host reported an error, and wait for the machine to go on. They count among
+    /// the errors of the host as well.
+    pub stops: AtomicU64,
     /// Chains that were no request: no way through them, no whole header, or no place for the status.
     pub malformed: AtomicU64,
     /// Rings that broke, each of which needs a reset of the device.

@@ -36,6 +36,19 @@ pub(super) enum Work {
     WriteZeroes,
 }
 
+impl Work {
+    /// What it is called, as in `write-zeroes`.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Read { .. } => "read",
+            Self::Write { .. } => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write-zeroes",
+        }
+    }
+}
+
 /// What an operation on its way does for the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -144,13 +157,13 @@ impl Slot {
         self.done
     }
 
-    /// Submits what is left of the work, and tells whether it has ended already.
+    /// Submits what is left of the work.
     ///
     /// # Safety
     ///
     /// The slot is neither dropped nor used until `engine` gave `token` back, or holds no operation any more.
     #[allow(unsafe_code)]
-    pub(super) unsafe fn submit(&self, engine: &mut Engine, token: u16) -> bool {
+    pub(super) unsafe fn submit(&self, engine: &mut Engine, token: u16) {
         let list = match self.work {
             Work::Flush | Work::Discard => &[],
             Work::WriteZeroes => self.rest.as_slice(),
@@ -184,7 +197,7 @@ impl Slot {
             }
         };
         // SAFETY: the caller leaves the slot alone, and with it the list and the memory.
-        unsafe { engine.submit(token, operation) }
+        unsafe { engine.submit(token, operation) };
     }
 
     /// Takes the result of the last submission.

@@ -451,3 +451,42 @@ fn readable_part_is_shortened_at_either_end() {
     buffers.skip_front(1);
     assert_eq!(buffers.readable_len(), 0);
 }
+
+proptest! {
+    /// A walk from a head is what the ring's own chain is.
+    #[test]
+    fn walk_from_a_head_sees_what_the_ring_sees(
+        table in prop::collection::vec((0_u64..0x8000, 0_u32..0x3000, 0_u16..8, 0_u16..10), 8),
+        inner in prop::collection::vec((0_u64..0x8000, any::<u32>(), 0_u16..8, 0_u16..6), 4),
+        head in 0_u16..10,
+    ) {
+        let memory = memory();
+        let mut ring = Ring::new(&memory, 0x1000, 8);
+        let guest = memory.memory();
+        for (index, (address, len, flags, next)) in (0..).zip(&table) {
+            // Those that lead to an indirect table mostly lead to this one.
+            let (address, len) = match flags & INDIRECT {
+                0 => (*address, *len),
+                _ => (TABLE, *len & 0x7f),
+            };
+            ring.set_descriptor(index, raw(address, len, *flags, *next));
+        }
+        for (index, (address, len, flags, next)) in (0_u64..).zip(&inner) {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&address.to_le_bytes());
+            bytes[8..12].copy_from_slice(&len.to_le_bytes());
+            bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+            bytes[14..].copy_from_slice(&next.to_le_bytes());
+            guest.write_slice(&bytes, GuestAddress(TABLE + 16 * index)).unwrap();
+        }
+        ring.offer(head);
+        let mut active = ring.active(0, 0);
+        let chain = active.queue.iter(&*guest).unwrap().next().unwrap();
+        let seen = |descriptor: virtio_queue::desc::split::Descriptor| {
+            (descriptor.addr().0, descriptor.len(), descriptor.flags(), descriptor.next())
+        };
+        let walk = Walk::new(&guest, GuestAddress(ring.table_address()), 8, head);
+        let walked: Vec<_> = walk.map(seen).collect();
+        prop_assert_eq!(walked, chain.map(seen).collect::<Vec<_>>());
+    }
+}

@@ -1,7 +1,7 @@
-//! Verbs that change how much of something there is.
+//! Verbs that change how much of something there is, or how much gets done.
 
-use api::config::ByteSize;
-use api::request::{ResizeConfig, ResizeDiskConfig};
+use api::config::{ByteSize, RateLimiterConfig};
+use api::request::{ResizeConfig, ResizeDiskConfig, SetRateLimiterConfig};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -26,6 +26,16 @@ pub(super) enum Verb {
         #[arg(long, value_name = "SIZE")]
         size: ByteSize,
     },
+    /// Change the limits of a disk, or of a group of disks; without LIMITS there are none any more
+    #[command(
+        override_usage = "podvisor ctl --api-socket <PATH> set-rate-limiter <--id|--group> [LIMITS]"
+    )]
+    SetRateLimiter {
+        #[command(flatten)]
+        of: Limited,
+        /// bw_size=BYTES,bw_refill_time=MS,ops_size=N,ops_refill_time=MS,...: as for --disk
+        limits: Option<RateLimiterConfig>,
+    },
     /// Change the size of a memory zone
     #[command(
         override_usage = "podvisor ctl --api-socket <PATH> resize-zone --id <ID> --size <SIZE>"
@@ -38,6 +48,18 @@ pub(super) enum Verb {
         #[arg(long, value_name = "SIZE")]
         size: ByteSize,
     },
+}
+
+/// Whose limits they are.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Limited {
+    /// Id of a disk that is in no group
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+    /// Name of one of the VM's groups
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
 }
 
 /// What is not given stays as it is.
@@ -76,6 +98,14 @@ impl Verb {
                     desired_size: size.bytes(),
                 };
                 Call::put_with("vm.resize-disk", json!(body))
+            }
+            Self::SetRateLimiter { of, limits } => {
+                let body = SetRateLimiterConfig {
+                    id: of.id,
+                    rate_limit_group: of.group,
+                    rate_limiter_config: limits,
+                };
+                Call::put_with("vm.set-rate-limiter", json!(body))
             }
             Self::ResizeZone { id, size } => {
                 let body = json!({"id": id, "desired_ram": size.bytes()});

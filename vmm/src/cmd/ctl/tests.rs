@@ -104,6 +104,19 @@ const VERBS: &[(&[&str], &str)] = &[
         r#"PUT vm.resize-disk {"desired_size":2147483648,"id":"data"}"#,
     ),
     (
+        &[
+            "set-rate-limiter",
+            "--id",
+            "data",
+            "ops_size=5,ops_refill_time=100",
+        ],
+        r#"PUT vm.set-rate-limiter {"id":"data","rate_limiter_config":{"ops":{"refill_time":100,"size":5}}}"#,
+    ),
+    (
+        &["set-rate-limiter", "--group", "slow"],
+        r#"PUT vm.set-rate-limiter {"rate_limit_group":"slow"}"#,
+    ),
+    (
         &["resize-zone", "--id", "mem0", "--size", "512"],
         r#"PUT vm.resize-zone {"desired_ram":512,"id":"mem0"}"#,
     ),
@@ -257,6 +270,15 @@ fn arguments_that_cannot_be_used_are_refused_by_name() {
         (&["resize"], "--balloon"),
         (&["resize", "--memory", "much"], "'much' for '--memory"),
         (&["resize-disk", "--disk", "d"], "--size"),
+        (&["set-rate-limiter"], "--group"),
+        (
+            &["set-rate-limiter", "--id", "d", "--group", "g"],
+            "--group",
+        ),
+        (
+            &["set-rate-limiter", "--id", "d", "size=5"],
+            "unknown key \"size\"",
+        ),
         (
             &["add-disk", "path=/d,colour=red"],
             "unknown key \"colour\"",

@@ -114,17 +114,19 @@ pub enum BuildError {
 impl BuildError {
     /// Whether the configuration is at fault, and not the host or the VMM.
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::TooManyVcpus { .. }
-                | Self::Topology(_)
-                | Self::Layout(_)
-                | Self::Kernel { .. }
-                | Self::Initramfs { .. }
-                | Self::Boot(_)
-                | Self::Pci(_)
-                | Self::Mem(_)
-        )
+            | Self::Topology(_)
+            | Self::Layout(_)
+            | Self::Kernel { .. }
+            | Self::Initramfs { .. }
+            | Self::Boot(_)
+            | Self::Pci(_)
+            | Self::Mem(_) => true,
+            Self::Net(error) => error.is_configuration(),
+            Self::Vsock(error) => error.is_configuration(),
+            _ => false,
+        }
     }
 
     pub(in crate::vm) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {

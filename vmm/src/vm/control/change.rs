@@ -1,9 +1,11 @@
 //! Requests that change what a machine consists of.
 
+use std::time::Instant;
+
 use api::config::{ConfigError, DiskConfig, NetConfig, VmConfig, VsockConfig};
 use api::request::{
     Answer, ApiError, Descriptors, INITRAMFS, KERNEL, RemoveDeviceConfig, Reply, Request,
-    ResizeConfig, ResizeDiskConfig,
+    ResizeConfig, ResizeDiskConfig, SetRateLimiterConfig,
 };
 
 use devices::acpi::hotplug::HotplugError;
@@ -13,6 +15,7 @@ use super::live::Live;
 use super::serve::BOOTED;
 use super::{Control, Slot};
 use crate::vm::attached::Kind;
+use crate::vm::build::BuildError;
 use crate::wire;
 
 impl Control {
@@ -92,7 +95,7 @@ impl Control {
             return Err(ApiError::UnknownDevice { id: id.clone() });
         };
         resizer.resize(*desired_size).map_err(|error| {
-            let at_fault = !matches!(error, ResizeError::Host { .. });
+            let at_fault = !matches!(error, ResizeError::Host { .. } | ResizeError::Busy { .. });
             ApiError::of(VERB, at_fault, &error)
         })?;
         let size = desired_size.to_string();
@@ -101,8 +104,73 @@ impl Control {
         Ok(Reply::Done)
     }
 
+    pub(super) fn set_rate_limiter(&mut self, config: SetRateLimiterConfig) -> Answer {
+        const VERB: &str = "vm.set-rate-limiter";
+        config.validate()?;
+        let SetRateLimiterConfig {
+            id,
+            rate_limit_group,
+            rate_limiter_config,
+        } = config;
+        let definition = self.slot.definition_mut();
+        let definition = definition.ok_or(ApiError::NotCreated { verb: VERB })?;
+        let limits = wire::disk::limits(rate_limiter_config.as_ref());
+        match (id, rate_limit_group) {
+            (_, Some(name)) => {
+                let groups = definition.config.rate_limit_groups.iter_mut().flatten();
+                let group = groups.into_iter().find(|group| group.id == name);
+                let Some(group) = group else {
+                    return Err(ConfigError::Invalid {
+                        field: "rate_limit_group".to_owned(),
+                        value: format!("{name:?}"),
+                        problem: "expected one of the machine's rate_limit_groups".to_owned(),
+                    }
+                    .into());
+                };
+                group.rate_limiter_config = rate_limiter_config.unwrap_or_default();
+                if let Slot::Live(live) = &mut self.slot {
+                    let (machine, resources, _) = live.parts();
+                    if let Some(limiter) = resources.groups.get(&name) {
+                        limiter.set(limits, Instant::now());
+                    }
+                    for disk in machine.attached.disk_limits() {
+                        disk.look_again();
+                    }
+                }
+            }
+            (id, None) => {
+                let id = id.unwrap_or_default();
+                let mut disks = definition.config.disks.iter_mut();
+                let disk = disks.find(|disk| disk.id.as_deref() == Some(&id));
+                let Some(disk) = disk else {
+                    return Err(not_limited(&definition.config, &id));
+                };
+                if let Some(group) = &disk.rate_limit_group {
+                    return Err(ConfigError::Invalid {
+                        field: "id".to_owned(),
+                        value: format!("{id:?}"),
+                        problem: format!(
+                            "expected a disk with limits of its own: those of this one are its group's \
+                             (rate_limit_group {group:?})"
+                        ),
+                    }
+                    .into());
+                }
+                disk.rate_limiter_config = rate_limiter_config;
+                if let Slot::Live(live) = &self.slot
+                    && let Some(device) = live.machine().attached.get(&id)
+                    && let Kind::Disk { limits: disk, .. } = &device.kind
+                {
+                    disk.set(limits);
+                }
+            }
+        }
+        Ok(Reply::Done)
+    }
+
     pub(super) fn add_disk(&mut self, config: DiskConfig, descriptors: Descriptors) -> Answer {
         const VERB: &str = "vm.add-disk";
+        let platform = self.notices.clone();
         self.add(
             VERB,
             descriptors,
@@ -113,11 +181,11 @@ impl Control {
                 let (machine, resources, _) = live.parts();
                 let opened = wire::disk::open(disk, descriptors.get(id), &resources.groups)
                     .map_err(|error| ApiError::refused(VERB, &error))?;
-                let device = opened.device();
+                let device = opened.device(platform);
                 let kind = Kind::disk(&device);
                 let info = machine
                     .plug(id, device, kind)
-                    .map_err(|error| ApiError::failed(VERB, &error))?;
+                    .map_err(|error| not_plugged(VERB, &error))?;
                 resources.disks.push(opened);
                 Ok(Reply::Device(info))
             },
@@ -144,7 +212,7 @@ impl Control {
                 let kind = Kind::net(&device);
                 let info = machine
                     .plug(id, device, kind)
-                    .map_err(|error| ApiError::failed(VERB, &error))?;
+                    .map_err(|error| not_plugged(VERB, &error))?;
                 resources.nets.push(opened);
                 Ok(Reply::Device(info))
             },
@@ -181,7 +249,7 @@ impl Control {
                 let kind = Kind::vsock(&device);
                 let info = machine
                     .plug(id, device, kind)
-                    .map_err(|error| ApiError::failed(VERB, &error))?;
+                    .map_err(|error| not_plugged(VERB, &error))?;
                 resources.vsock = Some(opened);
                 Ok(Reply::Device(info))
             },
@@ -292,6 +360,24 @@ impl Control {
             self.events.publish("vm", "resized", &[]);
         }
     }
+}
+
+/// The answer to `verb`, whose device did not get onto the bus.
+fn not_plugged(verb: &'static str, error: &BuildError) -> ApiError {
+    ApiError::of(verb, error.is_configuration(), error)
+}
+
+/// Why the limits of `id` cannot be set, which is no disk.
+fn not_limited(config: &VmConfig, id: &str) -> ApiError {
+    if !config.ids().any(|device| device == id) {
+        return unknown(id);
+    }
+    ConfigError::Invalid {
+        field: "id".to_owned(),
+        value: format!("{id:?}"),
+        problem: "expected a disk: the limits of this device cannot be changed".to_owned(),
+    }
+    .into()
 }
 
 fn unknown(id: &str) -> ApiError {

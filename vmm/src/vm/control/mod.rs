@@ -6,6 +6,7 @@ mod error;
 mod live;
 mod metrics;
 mod serve;
+mod stop;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -339,6 +340,9 @@ impl Control {
         // Before all that ends the machine: its definition shall not keep what the guest gave up.
         if happened.ejected {
             self.take_ejected();
+        }
+        if happened.disk_stopped {
+            self.stop_for_disks();
         }
         if happened.crash_loaded
             && let Slot::Live(live) = &mut self.slot

@@ -60,6 +60,7 @@ impl Control {
             Request::Coredump(config) => self.coredump(&config),
             Request::Resize(config) => self.resize(config),
             Request::ResizeDisk(config) => self.resize_disk(&config),
+            Request::SetRateLimiter(config) => self.set_rate_limiter(config),
             Request::AddDisk {
                 config,
                 descriptors,
@@ -122,6 +123,8 @@ impl Control {
         self.live_in(Request::Pause.verb(), VmState::Running, "a running VM")?;
         self.events.publish("vm", "pausing", &[]);
         self.change(Live::pause);
+        // Of what ended while devices came to rest.
+        self.tell_of_disk_errors();
         self.events.publish("vm", "paused", &[]);
         Ok(Reply::Done)
     }

@@ -7,6 +7,11 @@ use devices::virtio::VirtioDevice;
 
 use super::*;
 
+/// Whom no disk tells of anything.
+fn nobody() -> Arc<dyn Platform> {
+    Arc::new(crate::vm::notices::Notices::new().unwrap())
+}
+
 /// Opens a disk that shares no limits.
 fn open(config: &DiskConfig, descriptors: &[OwnedFd]) -> Result<OpenDisk, DiskError> {
     super::open(config, descriptors, &Groups::new())
@@ -102,7 +107,7 @@ fn capacity_and_read_only_reach_the_guest() {
             ..config(file.path())
         };
         let opened = open(&config, &[]).unwrap();
-        let device = opened.device();
+        let device = opened.device(nobody());
         let mut capacity = [0; 8];
         device.read_config(0, &mut capacity);
         assert_eq!(u64::from_le_bytes(capacity), 2048);
@@ -119,7 +124,7 @@ fn queues_and_sparseness_reach_the_guest() {
             sparse,
             ..config(file.path())
         };
-        let device = open(&config, &[]).unwrap().device();
+        let device = open(&config, &[]).unwrap().device(nobody());
         (device.queue_sizes().len(), device.features())
     };
     let (queues, several) = features(3, true);
@@ -156,8 +161,8 @@ fn opened_disk_outlives_its_path_and_gives_devices_again() {
     let file = image(512);
     let opened = open(&config(file.path()), &[]).unwrap();
     file.close().unwrap();
-    drop(opened.device());
-    assert_eq!(opened.device().name(), "virtio-disk");
+    drop(opened.device(nobody()));
+    assert_eq!(opened.device(nobody()).name(), "virtio-disk");
 }
 
 #[test]
@@ -290,7 +295,7 @@ fn image_stays_locked_for_the_next_machine() {
             ..config(file.path())
         };
         let opened = open(&config, &[]).unwrap();
-        drop(opened.device());
+        drop(opened.device(nobody()));
         assert!(failure(&config).contains("is locked by"));
         drop(opened);
     }
@@ -339,7 +344,7 @@ fn disks_of_a_group_share_its_limits() {
             error.contains("rate_limit_group \"slow\" of disk is not there"),
             "{error}"
         );
-        opened.setup.limiter.unwrap()
+        opened.setup.limiter
     });
     assert!(Arc::ptr_eq(&limiters[0], &limiters[1]));
     let now = Instant::now();

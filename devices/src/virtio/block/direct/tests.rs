@@ -39,19 +39,19 @@ fn disk(path: &Path, unit: usize) -> FileDisk {
     disk
 }
 
-/// Runs `test` on 1 MiB by io_uring and by blocking calls, in units of sectors and of pages.
+/// Runs `test` on 1 MiB by io_uring and by threads, in units of sectors and of pages.
 fn with_each(test: impl Fn(Rig, &Path)) {
     for unit in [512, 4096] {
         let (_, file) = image(MIB);
         let rig = Rig::with_features(disk(file.path(), unit), FEATURES);
-        assert_eq!(rig.device.engine(), Some(EngineKind::IoUring));
+        assert_eq!(rig.device.watch().engine(), Some(EngineKind::IoUring));
         test(rig, file.path());
         let (_, file) = image(MIB);
-        let blocking = WithoutUring {
+        let threads = WithoutUring {
             disk: disk(file.path(), unit),
             refused: None,
         };
-        test(Rig::with_features(blocking, FEATURES), file.path());
+        test(Rig::with_features(threads, FEATURES), file.path());
     }
 }
 

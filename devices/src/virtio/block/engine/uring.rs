@@ -1,14 +1,12 @@
 //! Transfers by io_uring.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Instant;
 
 use io_uring::{IoUring, opcode, types};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Completion, Operation};
 use crate::virtio::block::disk::Disk;
@@ -17,19 +15,13 @@ use crate::virtio::block::file::{PUNCH_HOLE, ZERO_RANGE};
 /// The disk in the ring's table of registered files.
 const DISK: types::Fixed = types::Fixed(0);
 
-/// IORING_ENTER_GETEVENTS: wait for completions.
-const GET_EVENTS: u32 = 1;
-
 /// A ring of its own, with the disk registered in it.
 pub(crate) struct Uring {
     ring: IoUring,
     disk: Arc<dyn Disk>,
     /// The disk can be discarded and zeroed by `fallocate`.
     fallocate: bool,
-    event: EventFd,
     in_flight: usize,
-    /// Operations that the ring has no way to do, or the descriptor: they ended while they were submitted.
-    ended: VecDeque<Completion>,
 }
 
 impl fmt::Debug for Uring {
@@ -41,30 +33,26 @@ impl fmt::Debug for Uring {
 }
 
 impl Uring {
-    /// A ring for `descriptor`, which is that of `disk`.
+    /// A ring for `descriptor`, which is that of `disk`. It writes to `event` when operations have ended.
     pub(super) fn new(
         disk: Arc<dyn Disk>,
         descriptor: BorrowedFd<'_>,
         depth: u16,
+        event: &EventFd,
     ) -> io::Result<Self> {
         let ring = IoUring::new(u32::from(depth))?;
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         ring.submitter().register_files(&[descriptor.as_raw_fd()])?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Self {
             ring,
             fallocate: disk.unmapping().fallocate,
             disk,
-            event,
             in_flight: 0,
-            ended: VecDeque::with_capacity(usize::from(depth)),
         })
     }
 
-    pub(super) fn event(&self) -> &EventFd {
-        &self.event
-    }
-
+    /// Prepares `operation`, unless the ring has no way to do it, or the descriptor: that is what is returned.
+    ///
     /// # Safety
     ///
     /// As for [`super::Engine::submit`].
@@ -101,12 +89,7 @@ impl Uring {
             }
         };
         let Some(entry) = entry else {
-            self.ended.push_back(Completion {
-                token,
-                result: operation.carry_out(&*self.disk),
-                ended: Some(Instant::now()),
-            });
-            return true;
+            return false;
         };
         // SAFETY: the caller keeps the pieces and their list until the completion with this token was taken.
         let pushed = unsafe {
@@ -116,7 +99,7 @@ impl Uring {
         };
         // Tokens are unique, and there are as many entries as tokens.
         pushed.expect("the submission queue has an entry for each token");
-        false
+        true
     }
 
     pub(super) fn kick(&mut self) -> io::Result<bool> {
@@ -136,9 +119,6 @@ impl Uring {
     }
 
     pub(super) fn next(&mut self) -> Option<Completion> {
-        if let Some(completion) = self.ended.pop_front() {
-            return Some(completion);
-        }
         let entry = self.ring.completion().next()?;
         self.in_flight -= 1;
         let result = usize::try_from(entry.result())
@@ -153,22 +133,5 @@ impl Uring {
 
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
-    }
-
-    pub(super) fn wait(&mut self) {
-        // SAFETY: no argument is passed.
-        #[allow(unsafe_code)]
-        let result = unsafe {
-            self.ring
-                .submitter()
-                .enter::<libc::sigset_t>(0, 1, GET_EVENTS, None)
-        };
-        match result {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                // Going on would free memory that the kernel still writes to.
-                panic!("io_uring does not wait for what it carries out: {error}")
-            }
-            _ => {}
-        }
     }
 }

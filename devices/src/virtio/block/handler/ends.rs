@@ -41,6 +41,9 @@ impl QueueHandler {
             }
             Next::Failed(error) => {
                 self.report(token, &error);
+                if self.keep(token, &error) {
+                    return Ok(false);
+                }
                 Status::IoError
             }
         };
@@ -99,6 +102,24 @@ impl QueueHandler {
             let work = self.slots[usize::from(token)].work();
             tracing::warn!(queue = self.queue.index, %error, ?work, suppressed, "disk request failed");
         }
+    }
+
+    /// Keeps a request that failed with `error`, if that stops the machine: it is not answered, and begun once more when the
+    /// device is started again. Its slot is free.
+    pub(super) fn keep(&mut self, token: u16, error: &io::Error) -> bool {
+        let slot = &mut self.slots[usize::from(token)];
+        let stopper = self.shared.stopper.as_ref().filter(|_| !self.broken);
+        if !stopper.is_some_and(|stopper| stopper.stops(slot.work(), error)) {
+            return false;
+        }
+        // As nothing is begun from now on, there are no more than slots.
+        self.kept.push(slot.head);
+        slot.buffers.clear();
+        self.free.push(token);
+        let metrics = &self.shared.metrics;
+        add(&metrics.stops, 1);
+        metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
+        true
     }
 
     /// Gives the chain back to the driver, with `written` bytes from its first writable one on, and frees the slot.

@@ -54,7 +54,7 @@ impl Script {
     }
 }
 
-/// A disk in memory that follows a script, through the engine of blocking calls.
+/// A disk in memory that follows a script, through threads.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ScriptDisk(pub(crate) Arc<Mutex<Script>>);
 
@@ -251,7 +251,7 @@ impl Disk for UringDisk {
     }
 }
 
-/// A disk in memory, each transfer and flush of which waits until it is let go, through the engine of blocking calls.
+/// A disk in memory, each transfer and flush of which waits until it is let go, through threads.
 #[derive(Debug)]
 pub(crate) struct HeldDisk {
     disk: ScriptDisk,

@@ -21,7 +21,7 @@ fn bucket(size: u64, refill_time: Duration) -> Option<TokenBucket> {
 
 fn limited(disk: impl Disk + 'static, limits: RateLimits) -> Rig {
     let setup = BlockSetup {
-        limiter: Some(Arc::new(RateLimiter::new(limits, Instant::now()))),
+        limiter: Arc::new(RateLimiter::new(limits, Instant::now())),
         ..setup()
     };
     let mut rig = Rig::made_of(disk, setup, FLUSH);
@@ -29,7 +29,7 @@ fn limited(disk: impl Disk + 'static, limits: RateLimits) -> Rig {
     rig
 }
 
-/// Runs `test` with io_uring and with blocking calls.
+/// Runs `test` with io_uring and with threads.
 fn with_each_engine(limits: RateLimits, test: impl Fn(Rig)) {
     let (disk, _file) = file_disk(1 << 20);
     test(limited(disk, limits));
@@ -173,7 +173,7 @@ fn disks_of_a_group_share_its_limit() {
     let limiter = Arc::new(RateLimiter::new(limits, Instant::now()));
     let mut rigs = [(); 2].map(|()| {
         let setup = BlockSetup {
-            limiter: Some(Arc::clone(&limiter)),
+            limiter: Arc::clone(&limiter),
             ..setup()
         };
         let mut rig = Rig::made_of(file_disk(1 << 20).0, setup, FLUSH);
@@ -188,4 +188,55 @@ fn disks_of_a_group_share_its_limit() {
         rig.ring.kick();
         assert_eq!(rig.device.stop()[0].queue.next_avail(), 1);
     }
+}
+
+#[test]
+fn limits_are_changed_while_requests_wait_for_them() {
+    let limits = RateLimits {
+        ops: bucket(2, HOUR),
+        bandwidth: None,
+    };
+    with_each_engine(limits, |mut rig| {
+        let pending = push_reads(&mut rig, 12);
+        rig.ring.kick();
+        for _ in 0..2 {
+            rig.ring.wait_used(TIMEOUT).unwrap();
+        }
+        assert!(rig.ring.wait_used(Duration::from_millis(30)).is_none());
+        // Another bucket, which is full.
+        rig.device.limits().set(RateLimits {
+            ops: bucket(3, HOUR),
+            bandwidth: None,
+        });
+        for _ in 0..3 {
+            rig.ring.wait_used(TIMEOUT).unwrap();
+        }
+        assert!(rig.ring.wait_used(Duration::from_millis(30)).is_none());
+        rig.device.limits().set(RateLimits::default());
+        for _ in 0..7 {
+            rig.ring.wait_used(TIMEOUT).unwrap();
+        }
+        for pending in pending {
+            assert_eq!(rig.status(pending), OK);
+        }
+    });
+}
+
+#[test]
+fn device_without_limits_gets_some_and_keeps_them_over_a_pause() {
+    let mut rig = limited(file_disk(1 << 20).0, RateLimits::default());
+    assert_eq!(rig.read_disk(0, 512).0, OK);
+    rig.device.limits().set(RateLimits {
+        ops: bucket(1, HOUR),
+        bandwidth: None,
+    });
+    assert_eq!(rig.read_disk(0, 512).0, OK);
+    rig.device.stop();
+    rig.ring = Ring::new(&rig.memory, RING, RING_SIZE);
+    rig.start();
+    let pending = rig.push(VIRTIO_BLK_T_IN, 0, &[writable(DATA, 512)]);
+    rig.ring.kick();
+    assert!(rig.ring.wait_used(Duration::from_millis(30)).is_none());
+    rig.device.limits().set(RateLimits::default());
+    assert_eq!(rig.finish(pending), (OK, 513));
 }

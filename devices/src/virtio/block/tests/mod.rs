@@ -5,11 +5,13 @@ pub(super) mod disks;
 mod faults;
 mod hostile;
 mod limits;
+mod pool;
 mod queues;
 mod ranges;
 mod requests;
 mod resize;
 mod state;
+mod stop;
 mod times;
 mod writeback;
 
@@ -24,6 +26,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::{Block, BlockMetrics, BlockSetup, Disk, FileDisk, ID_LEN};
 use crate::memory::GuestRam;
+use crate::rate_limit::{RateLimiter, RateLimits};
 use crate::virtio::VirtioDevice;
 use crate::virtio::driver::{self, Buffer, CountingInterrupt, Ring, readable, writable};
 
@@ -66,7 +69,8 @@ pub(super) fn setup() -> BlockSetup {
         queues: 1,
         queue_size: RING_SIZE,
         affinity: BTreeMap::new(),
-        limiter: None,
+        io_uring: true,
+        limiter: Arc::new(RateLimiter::new(RateLimits::default(), Instant::now())),
     }
 }
 

@@ -16,12 +16,12 @@ const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
-/// Runs `test` with io_uring and with blocking calls.
+/// Runs `test` with io_uring and with threads.
 pub(super) fn with_each_engine(len: usize, test: impl Fn(Rig, &tempfile::NamedTempFile)) {
     let (disk, file) = file_disk(len);
     let rig = Rig::new(disk);
     assert_eq!(
-        rig.device.engine(),
+        rig.device.watch().engine(),
         Some(EngineKind::IoUring),
         "io_uring is forbidden here; `sysctl kernel.io_uring_disabled=0` allows it"
     );
@@ -31,7 +31,7 @@ pub(super) fn with_each_engine(len: usize, test: impl Fn(Rig, &tempfile::NamedTe
         disk,
         refused: None,
     });
-    assert_eq!(rig.device.engine(), Some(EngineKind::Blocking));
+    assert_eq!(rig.device.watch().engine(), Some(EngineKind::Threads));
     test(rig, &file);
 }
 
@@ -52,7 +52,7 @@ fn written_data_are_in_the_file_and_read_back() {
 }
 
 #[test]
-fn blocking_calls_serve_where_io_uring_refuses() {
+fn threads_serve_where_io_uring_refuses() {
     let (disk, file) = file_disk(1 << 20);
     // A descriptor that is only a place in the tree cannot be registered.
     let refused = File::options()
@@ -64,7 +64,7 @@ fn blocking_calls_serve_where_io_uring_refuses() {
         disk,
         refused: Some(refused),
     });
-    assert_eq!(rig.device.engine(), Some(EngineKind::Blocking));
+    assert_eq!(rig.device.watch().engine(), Some(EngineKind::Threads));
     assert_eq!(rig.write_disk(1, &[5; 512]), OK);
     assert_eq!(rig.read_disk(1, 512), (OK, vec![5; 512]));
 }

@@ -39,7 +39,7 @@ fn resume(rig: &mut Rig, queues: Vec<crate::virtio::ActiveQueue>) {
     rig.device.start(activation).unwrap();
 }
 
-/// Runs `test` with io_uring and with blocking calls.
+/// Runs `test` with io_uring and with threads.
 fn with_each_engine(test: impl Fn(Rig, BlockResizer, &tempfile::NamedTempFile)) {
     let (disk, file) = file_disk(MIB as usize);
     let rig = Rig::new(disk);

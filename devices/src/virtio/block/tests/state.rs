@@ -116,6 +116,7 @@ fn block_sizes_that_are_none_are_refused() {
         physical_block_size: u32,
         capacity_untold: bool,
         writeback: bool,
+        kept: Vec<Vec<u16>>,
     }
     for (logical, physical) in [(0, 512), (512, 0), (1000, 4096), (4096, 512), (256, 256)] {
         let raw = Raw {
@@ -125,6 +126,7 @@ fn block_sizes_that_are_none_are_refused() {
             physical_block_size: physical,
             capacity_untold: false,
             writeback: true,
+            kept: vec![vec![]],
         };
         let section = crate::state::Section::new("virtio-block", 1, &raw);
         let mut device = device(1 << 20, false);
