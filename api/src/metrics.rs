@@ -16,6 +16,8 @@ pub struct Metrics {
     pub nets: BTreeMap<String, NetMetrics>,
     /// Sockets between host and guest by name.
     pub vsocks: BTreeMap<String, VsockMetrics>,
+    /// The balloon, if there is one.
+    pub balloon: Option<BalloonMetrics>,
     /// CPU time of the whole process, its vCPUs included.
     pub process_cpu_time: Duration,
 }
@@ -38,7 +40,7 @@ pub struct MemoryMetrics {
     pub guest: u64,
     /// What the process has in the host's memory.
     pub resident: u64,
-    /// What a balloon took from the guest.
+    /// What a balloon took from the guest, as the guest says.
     pub balloon: u64,
 }
 
@@ -96,6 +98,23 @@ pub struct NetMetrics {
     pub rx_errors: BTreeMap<&'static str, u64>,
     /// Packets from the guest that did not make it, by cause, as in `link_down`.
     pub tx_errors: BTreeMap<&'static str, u64>,
+}
+
+/// A balloon. What the guest tells of itself is there as far as it did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BalloonMetrics {
+    /// Bytes that it is to have.
+    pub target: u64,
+    /// Bytes that were given back to the host, by who gave them, as in `reported`.
+    pub given_back: BTreeMap<&'static str, u64>,
+    /// What went wrong, by cause, as in `host_error`.
+    pub errors: BTreeMap<&'static str, u64>,
+    /// The guest's memory in bytes, by kind, as in `free`.
+    pub guest_memory: BTreeMap<&'static str, u64>,
+    /// What happened in the guest, by kind, as in `major_faults`.
+    pub guest_events: BTreeMap<&'static str, u64>,
+    /// Bytes that the guest moved to and from its swap space, by direction: `in` and `out`.
+    pub guest_swap: BTreeMap<&'static str, u64>,
 }
 
 /// Sockets between host and guest. Received and sent are as the guest sees it.

@@ -53,7 +53,7 @@ pub enum Request {
     Nmi,
     /// Write an ELF core of guest memory and registers. `vm.coredump`.
     Coredump(CoredumpConfig),
-    /// Change the number of vCPUs or the size of memory. `vm.resize`.
+    /// Change the number of vCPUs, the size of memory or that of the balloon. `vm.resize`.
     Resize(ResizeConfig),
     /// Change the size of a disk. `vm.resize-disk`.
     ResizeDisk(ResizeDiskConfig),
@@ -127,8 +127,9 @@ pub struct ResizeConfig {
     /// Memory in bytes, from `size` to `size` and `hotplug_size`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub desired_ram: Option<u64>,
-    /// Size of the balloon in bytes. Not supported: there is no balloon.
+    /// Size of the balloon in bytes, in whole pages of 4096 bytes, up to the guest's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 17_592_186_040_320_i64, multiple_of = 4096)]
     pub desired_balloon: Option<u64>,
 }
 

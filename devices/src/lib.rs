@@ -13,6 +13,7 @@
 //! | [`rate_limit`] | how much a guest gets done in a time |
 //! | [`throttle`] | a bound on the log lines that a guest can cause |
 //! | [`virtio`] | transport core, its register faces, and one folder per device |
+//! | [`watchdog`] | i6300esb, on PCI |
 
 pub mod acpi;
 pub mod bus;
@@ -28,3 +29,4 @@ pub mod rate_limit;
 pub mod state;
 pub mod throttle;
 pub mod virtio;
+pub mod watchdog;

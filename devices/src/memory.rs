@@ -1,6 +1,10 @@
 //! The guest's memory as the devices see it.
 
+mod discard;
+
 use vm_memory::{GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
+
+pub use self::discard::{discard, populate};
 
 /// One map of guest RAM: regions of host memory at guest physical addresses.
 pub type Ram = GuestMemoryMmap<()>;

@@ -14,6 +14,8 @@ pub enum PlatformEvent {
     /// The guest gave up a PCI function, a vCPU or memory; `take_ejected` of the [`hotplug`](crate::acpi::hotplug)
     /// devices tells what.
     Ejected,
+    /// The guest did not reload its watchdog in time.
+    WatchdogExpired,
     /// A disk waits for the machine to be stopped, and to go on again, since the host reported an error:
     /// [`take_stop_cause`](crate::virtio::block::BlockWatch::take_stop_cause) tells which.
     DiskStopped,

@@ -1,6 +1,7 @@
 //! The files that guests are made of, and the binary under test.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -34,6 +35,23 @@ pub fn bzimage() -> Result<PathBuf> {
 /// The same kernel as an ELF file with a PVH note.
 pub fn vmlinux() -> Result<PathBuf> {
     cached("vmlinux")
+}
+
+/// Debian's kernel for any machine, a bzImage, which has drivers for hardware that the cloud kernel has none for.
+pub fn general_kernel() -> Result<PathBuf> {
+    cached("kernel-amd64/vmlinuz")
+}
+
+/// A module of that kernel, by its path in the kernel's tree, as in `drivers/watchdog/i6300esb.ko`.
+pub fn general_module(name: &str) -> Result<PathBuf> {
+    let versions = cache().join("kernel-amd64/lib/modules");
+    let version = fs::read_dir(&versions)
+        .ok()
+        .and_then(|mut versions| versions.next()?.ok())
+        .with_context(|| format!("there is no {}; {HOW}", versions.display()))?;
+    let path = version.path().join("kernel").join(name);
+    ensure!(path.is_file(), "there is no {}; {HOW}", path.display());
+    Ok(path)
 }
 
 /// The guest's small userland, an uncompressed cpio archive.

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::running::{Finished, Running};
@@ -25,6 +25,7 @@ const CMDLINE: &str =
 pub struct Guest {
     kernel: Kernel,
     script: Option<String>,
+    files: Vec<(String, Vec<u8>)>,
     cmdline: String,
     cpus: String,
     memory: String,
@@ -52,6 +53,7 @@ impl Guest {
         Self {
             kernel: Kernel::Debian,
             script: None,
+            files: Vec::new(),
             cmdline: CMDLINE.into(),
             cpus: "boot=1".into(),
             memory: "size=128M".into(),
@@ -78,6 +80,15 @@ impl Guest {
     pub fn script(mut self, script: &str) -> Self {
         self.script = Some(script.into());
         self
+    }
+
+    /// Puts a copy of `path` into the root directory of the guest's userland.
+    pub fn file(mut self, path: &Path) -> Result<Self> {
+        let name = path.file_name().context("a file's name")?;
+        let contents = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let name = name.to_string_lossy().into_owned();
+        self.files.push((name, contents));
+        Ok(self)
     }
 
     /// Adds words to the kernel's command line.
@@ -164,12 +175,11 @@ impl Guest {
 
     fn command(self) -> Result<(Command, TempDir)> {
         let dir = tempfile::tempdir()?;
+        let mut files = self.files;
+        files.extend(self.script.map(|script| ("script".into(), script.into())));
         let (kernel, initramfs) = match self.kernel {
-            Kernel::Debian => (
-                assets::bzimage()?,
-                Some(userland(dir.path(), self.script.as_deref())?),
-            ),
-            Kernel::File(kernel) => (kernel, Some(userland(dir.path(), self.script.as_deref())?)),
+            Kernel::Debian => (assets::bzimage()?, Some(userland(dir.path(), &files)?)),
+            Kernel::File(kernel) => (kernel, Some(userland(dir.path(), &files)?)),
             Kernel::Program(program) => {
                 let kernel = dir.path().join("program.elf");
                 fs::write(&kernel, program.elf())?;
@@ -212,13 +222,13 @@ impl Guest {
     }
 }
 
-/// Writes the initramfs: the small userland and, appended to it, the script.
-fn userland(dir: &Path, script: Option<&str>) -> Result<PathBuf> {
+/// Writes the initramfs: the small userland and, appended to it, `files` by their names.
+fn userland(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
     let path = dir.join("initramfs.cpio");
     let mut archives = File::create(&path)?;
     io::copy(&mut File::open(assets::initramfs()?)?, &mut archives)?;
-    if let Some(script) = script {
-        archives.write_all(&archive::one_file("script", script.as_bytes()))?;
+    for (name, contents) in files {
+        archives.write_all(&archive::one_file(name, contents))?;
     }
     Ok(path)
 }

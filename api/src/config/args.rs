@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 
 use super::{
-    ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DiskConfig, MemoryConfig, NetConfig,
-    PayloadConfig, RateLimitGroupConfig, RngConfig, SerialConfig, VmConfig, VsockConfig,
+    BalloonConfig, ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DiskConfig,
+    MemoryConfig, NetConfig, PayloadConfig, RateLimitGroupConfig, RngConfig, SerialConfig,
+    VmConfig, VsockConfig, WatchdogAction,
 };
 
 /// What the kernel is told unless it is told something: to speak on the serial port.
@@ -67,6 +68,11 @@ pub struct VmArgs {
     #[arg(long, value_name = "cid=N,socket=PATH,...")]
     pub vsock: Option<VsockConfig>,
 
+    /// A memory balloon. Keys: size=S, which the guest is asked to give back, deflate_on_oom=on|off,
+    /// free_page_reporting=on|off, stats_polling_interval_s=N, id=NAME.
+    #[arg(long, value_name = "size=S,...")]
+    pub balloon: Option<BalloonConfig>,
+
     /// Serial port: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
     #[arg(long, value_name = "MODE")]
     pub serial: Option<SerialConfig>,
@@ -79,6 +85,11 @@ pub struct VmArgs {
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on",
           value_parser = on_or_off)]
     pub pvpanic: Option<bool>,
+
+    /// A watchdog (i6300esb), and what happens when the guest does not reload it in time: reset, poweroff, shutdown (presses
+    /// the power button), pause or none (tells of it by an event) [default: no watchdog; without ACTION: reset].
+    #[arg(long, value_name = "ACTION", num_args = 0..=1, require_equals = true, default_missing_value = "reset")]
+    pub watchdog: Option<WatchdogAction>,
 }
 
 fn on_or_off(text: &str) -> Result<bool, String> {
@@ -115,9 +126,11 @@ impl VmArgs {
             net,
             rng,
             vsock,
+            balloon,
             serial,
             console,
             pvpanic,
+            watchdog,
         } = self;
         let default = VmConfig::default();
         let serial = serial.unwrap_or_else(|| SerialConfig::from(ConsoleOutputMode::Tty));
@@ -138,9 +151,12 @@ impl VmArgs {
             net,
             rng: rng.unwrap_or_default(),
             vsock,
+            balloon,
             serial,
             console: console.unwrap_or_default(),
             pvpanic: pvpanic.unwrap_or(default.pvpanic),
+            watchdog: watchdog.is_some(),
+            watchdog_action: watchdog,
             ..default
         };
         config.validate()?;

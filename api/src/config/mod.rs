@@ -23,6 +23,7 @@
 //! ```
 
 mod args;
+mod balloon;
 mod console;
 mod cpus;
 mod disk;
@@ -44,8 +45,10 @@ mod serial;
 mod size;
 mod vm;
 mod vsock;
+mod watchdog;
 
 pub use args::VmArgs;
+pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleOutputMode, DebugConsoleConfig};
 pub use cpus::{
     CoreScheduling, CpuAffinity, CpuFeatures, CpuProfile, CpuTopology, CpusConfig, MAX_VCPUS,
@@ -69,6 +72,7 @@ pub use serial::SerialConfig;
 pub use size::ByteSize;
 pub use vm::VmConfig;
 pub use vsock::VsockConfig;
+pub use watchdog::WatchdogAction;
 
 #[cfg(test)]
 mod tests;

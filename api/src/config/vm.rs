@@ -7,9 +7,9 @@ use utoipa::ToSchema;
 
 use super::section::{Passed, Section, Unsupported};
 use super::{
-    ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DebugConsoleConfig, DiskConfig,
-    MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
-    SerialConfig, VsockConfig, json,
+    BalloonConfig, ByteSize, ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig,
+    DebugConsoleConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig,
+    RateLimitGroupConfig, RngConfig, SerialConfig, VsockConfig, WatchdogAction, json,
 };
 use crate::openapi::foreign;
 
@@ -53,8 +53,11 @@ pub struct VmConfig {
     pub platform: Option<PlatformConfig>,
     /// Whether there is a virtual IOMMU. Only `false`.
     pub iommu: bool,
-    /// Whether there is a watchdog. Only `false`.
+    /// Whether there is a watchdog: that of the Intel 6300ESB, for which guests have a driver (i6300esb).
     pub watchdog: bool,
+    /// What happens when the guest does not reload its watchdog in time. `Reset` when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watchdog_action: Option<WatchdogAction>,
     /// Whether the process is confined to the files of its configuration. Only `false`.
     pub landlock_enable: bool,
     /// Further files for the confined process. Not supported.
@@ -67,10 +70,9 @@ pub struct VmConfig {
     /// Limits that several disks share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit_groups: Option<Vec<RateLimitGroupConfig>>,
-    /// Memory balloon. Not supported.
+    /// Memory balloon.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<foreign::BalloonConfig>)]
-    pub balloon: Option<Unsupported>,
+    pub balloon: Option<BalloonConfig>,
     /// Shared directories. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
@@ -164,6 +166,7 @@ impl Default for VmConfig {
             platform: None,
             iommu: false,
             watchdog: false,
+            watchdog_action: None,
             landlock_enable: false,
             landlock_rules: None,
             rate_limit_groups: None,
@@ -235,6 +238,9 @@ impl VmConfig {
         if let Some(vsock) = &mut self.vsock {
             assign("vsock", &mut vsock.id);
         }
+        if let Some(balloon) = &mut self.balloon {
+            assign("balloon", &mut balloon.id);
+        }
     }
 
     /// The names that devices have.
@@ -247,6 +253,21 @@ impl VmConfig {
         self.disks.iter().any(|disk| disk.id.as_deref() == Some(id))
             || self.net.iter().any(|net| net.id.as_deref() == Some(id))
             || self.has_vsock(id)
+    }
+
+    /// A balloon takes pages of normal size out of memory that is there.
+    fn check_balloon(&self, balloon: &BalloonConfig) -> Result<(), ConfigError> {
+        if self.memory.hugepages {
+            return Err(ConfigError::invalid(
+                "balloon",
+                format!("size={}", balloon.size),
+                "expected none beside memory.hugepages=on: a huge page that the host's pool has lost meanwhile would end \
+                 the VMM when the guest uses it again",
+            ));
+        }
+        let plugged = self.memory.hotplugged_size.map_or(0, ByteSize::bytes);
+        let memory = self.memory.size.bytes().saturating_add(plugged);
+        BalloonConfig::check_size("balloon.size", balloon.size.bytes(), memory)
     }
 
     fn has_vsock(&self, id: &str) -> bool {
@@ -272,10 +293,13 @@ impl VmConfig {
         let rng = std::iter::once(("rng.id".to_owned(), self.rng.id.as_deref()));
         let vsock = self.vsock.iter();
         let vsock = vsock.map(|vsock| ("vsock.id".to_owned(), vsock.id.as_deref()));
+        let balloon = self.balloon.iter();
+        let balloon = balloon.map(|balloon| ("balloon.id".to_owned(), balloon.id.as_deref()));
         disks
             .chain(nets)
             .chain(rng)
             .chain(vsock)
+            .chain(balloon)
             .filter_map(|(field, id)| Some((field, id?)))
     }
 }
@@ -283,10 +307,8 @@ impl VmConfig {
 impl Section for VmConfig {
     const UNSUPPORTED: &'static [&'static str] = &[
         "iommu",
-        "watchdog",
         "landlock_enable",
         "landlock_rules",
-        "balloon",
         "fs",
         "generic_vhost_user",
         "pmem",
@@ -339,6 +361,19 @@ impl Section for VmConfig {
         part("rng", &self.rng)?;
         if let Some(vsock) = &self.vsock {
             part("vsock", vsock)?;
+        }
+        if let Some(balloon) = &self.balloon {
+            part("balloon", balloon)?;
+            self.check_balloon(balloon)?;
+        }
+        if let Some(action) = self.watchdog_action
+            && !self.watchdog
+        {
+            return Err(ConfigError::invalid(
+                "watchdog_action",
+                action,
+                "expected watchdog=true beside it",
+            ));
         }
         if self.serial.mode == ConsoleOutputMode::Tty && self.console.mode == ConsoleOutputMode::Tty
         {

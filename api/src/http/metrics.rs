@@ -18,7 +18,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::answer::{Refusal, with_type};
-use crate::metrics::{DiskMetrics, Metrics, NetMetrics, VsockMetrics};
+use crate::metrics::{BalloonMetrics, DiskMetrics, Metrics, NetMetrics, VsockMetrics};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -176,7 +176,9 @@ impl Collector for Snapshot {
         self.encode_process(encoder)?;
         encode_disks(encoder, &self.0.disks)?;
         encode_nets(encoder, &self.0.nets)?;
-        encode_vsocks(encoder, &self.0.vsocks)
+        encode_vsocks(encoder, &self.0.vsocks)?;
+        let balloon = self.0.balloon.as_ref();
+        balloon.map_or(Ok(()), |balloon| encode_balloon(encoder, balloon))
     }
 }
 
@@ -377,6 +379,67 @@ fn encode_nets(encoder: &mut DescriptorEncoder<'_>, nets: &Nets) -> fmt::Result 
         ),
         None,
         by_cause(nets, |net| &net.tx_errors),
+    )
+}
+
+fn encode_balloon(encoder: &mut DescriptorEncoder<'_>, balloon: &BalloonMetrics) -> fmt::Result {
+    fn labelled<'a>(
+        label: &'static str,
+        values: &'a BTreeMap<&'static str, u64>,
+    ) -> impl Iterator<Item = (Labels, u64)> + 'a {
+        let values = values.iter();
+        values.map(move |(&name, &value)| (vec![(label, name.to_owned())], value))
+    }
+    gauge(
+        encoder,
+        ("balloon_target", "Memory that the balloon is to have."),
+        Some(Unit::Bytes),
+        [(Labels::new(), balloon.target)],
+    )?;
+    counter(
+        encoder,
+        (
+            "balloon_given_back",
+            "Memory of the guest that was given back to the host, by cause.",
+        ),
+        Some(Unit::Bytes),
+        labelled("cause", &balloon.given_back),
+    )?;
+    counter(
+        encoder,
+        (
+            "balloon_errors",
+            "Requests of the guest to the balloon that failed, by cause.",
+        ),
+        None,
+        labelled("cause", &balloon.errors),
+    )?;
+    gauge(
+        encoder,
+        (
+            "balloon_guest_memory",
+            "Memory as the guest tells of it, by kind.",
+        ),
+        Some(Unit::Bytes),
+        labelled("kind", &balloon.guest_memory),
+    )?;
+    counter(
+        encoder,
+        (
+            "balloon_guest_events",
+            "What the guest tells that it had to do about its memory, by kind.",
+        ),
+        None,
+        labelled("kind", &balloon.guest_events),
+    )?;
+    counter(
+        encoder,
+        (
+            "balloon_guest_swap",
+            "Bytes that the guest tells that it swapped, by direction.",
+        ),
+        Some(Unit::Bytes),
+        labelled("direction", &balloon.guest_swap),
     )
 }
 

@@ -7,7 +7,7 @@ use super::descriptors::{DeviceFds, Map, Passed};
 use super::intake::Arrived;
 use crate::config::json::{self, WithFds};
 use crate::config::{ConfigError, DiskConfig, NetConfig, VmConfig, VsockConfig};
-use crate::request::{ApiError, Request, ResizeConfig, SetRateLimiterConfig};
+use crate::request::{Request, SetRateLimiterConfig};
 
 /// What came with a request.
 pub(super) struct Input<'a> {
@@ -57,7 +57,9 @@ pub(super) const VERBS: &[Verb] = &[
     put("vm.coredump", |input| {
         Ok(Request::Coredump(json::read(input.body)?))
     }),
-    put("vm.resize", resize),
+    put("vm.resize", |input| {
+        Ok(Request::Resize(json::read(input.body)?))
+    }),
     put("vm.resize-disk", |input| {
         Ok(Request::ResizeDisk(json::read(input.body)?))
     }),
@@ -150,17 +152,4 @@ fn add_net(input: Input<'_>) -> Result<Request, Refusal> {
         config: Box::new(value),
         descriptors,
     })
-}
-
-fn resize(input: Input<'_>) -> Result<Request, Refusal> {
-    let config: ResizeConfig = json::read(input.body)?;
-    let request = Request::Resize(config);
-    if config.desired_balloon.is_some() {
-        return Err(ApiError::NotSupported {
-            verb: request.verb(),
-            reason: "desired_balloon is given, and there is no balloon device".to_owned(),
-        }
-        .into());
-    }
-    Ok(request)
 }

@@ -146,30 +146,6 @@ pub(crate) struct VdpaConfig {
     id: Option<String>,
 }
 
-/// A memory balloon.
-#[derive(ToSchema)]
-pub(crate) struct BalloonConfig {
-    /// Its size in bytes.
-    size: u64,
-    /// Whether it shrinks when the guest runs out of memory.
-    #[schema(default = false, required = false)]
-    deflate_on_oom: bool,
-    /// Whether the guest tells of pages that it does not use.
-    #[schema(default = false, required = false)]
-    free_page_reporting: bool,
-    /// Name of the device.
-    id: Option<String>,
-    /// Whether a virtual IOMMU is in front.
-    #[schema(default = false, required = false)]
-    iommu: bool,
-    /// PCI segment.
-    #[schema(format = "int16", required = false)]
-    pci_segment: u16,
-    /// PCI slot.
-    #[schema(format = "uint8")]
-    pci_device_id: Option<u8>,
-}
-
 /// A virtio clock.
 #[derive(ToSchema)]
 pub(crate) struct RtcConfig {

@@ -165,7 +165,7 @@ const CALLS: &[Call] = &[
     .id("power-buttonVM"),
     Call::put(
         "vm.resize",
-        "Change the number of vCPUs or the size of memory",
+        "Change the number of vCPUs, the size of memory or that of the balloon",
         &[400, 404, 405, 413, 429, 500, 501],
     )
     .takes("VmResize"),

@@ -38,6 +38,12 @@ pub(super) fn add(schemas: &mut Map<String, Value>) {
         cid.remove("default");
     }
 
+    let vm = &mut schemas["VmConfig"];
+    vm["dependentSchemas"]["watchdog_action"] = json!({
+        "if": {"properties": {"watchdog_action": {"type": "string"}}},
+        "then": {"required": ["watchdog"], "properties": {"watchdog": {"const": true}}},
+    });
+
     // An address and its mask go together.
     for name in ["NetConfig", ADD_NET] {
         let net = &mut schemas[name];

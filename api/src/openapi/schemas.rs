@@ -10,8 +10,9 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::{ADDITION, foreign, rules};
 use crate::config::{
-    ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, NetConfig,
-    PayloadConfig, PlatformConfig, RngConfig, Section, SerialConfig, VmConfig, VsockConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig,
+    NetConfig, PayloadConfig, PlatformConfig, RngConfig, Section, SerialConfig, VmConfig,
+    VsockConfig,
 };
 use crate::request::{
     CoredumpConfig, Counters, PciDeviceInfo, PingInfo, RemoveDeviceConfig, ResizeConfig,
@@ -39,6 +40,7 @@ pub(super) fn schemas() -> Map<String, Value> {
     only_defaults::<NetConfig>(&mut schemas);
     only_defaults::<RngConfig>(&mut schemas);
     only_defaults::<VsockConfig>(&mut schemas);
+    only_defaults::<BalloonConfig>(&mut schemas);
     only_defaults::<SerialConfig>(&mut schemas);
     only_defaults::<ConsoleConfig>(&mut schemas);
     only_defaults::<DebugConsoleConfig>(&mut schemas);
@@ -51,6 +53,7 @@ pub(super) fn schemas() -> Map<String, Value> {
         schemas[schema]["properties"][field][ADDITION] = json!(true);
     }
     add_old_names(&mut schemas);
+    mark_additions(&mut schemas);
     add_descriptors(&mut schemas);
     rules::add(&mut schemas);
     schemas.insert(
@@ -153,6 +156,19 @@ fn add_old_names(schemas: &mut Map<String, Value>) {
         both.push(json!({"required": [old, new]}));
     }
     platform["not"] = json!({"anyOf": both});
+}
+
+/// Fields that are no part of Cloud Hypervisor's configuration.
+const ADDITIONS: &[(&str, &str)] = &[
+    ("BalloonConfig", "stats_polling_interval_s"),
+    ("VmConfig", "watchdog_action"),
+];
+
+/// Marks the fields that are our own.
+fn mark_additions(schemas: &mut Map<String, Value>) {
+    for (schema, field) in ADDITIONS {
+        schemas[*schema]["properties"][*field][ADDITION] = json!(true);
+    }
 }
 
 /// Adds the field that tells which descriptors belong to what.

@@ -50,7 +50,7 @@ pub struct VmInfo {
     pub config: VmConfig,
     /// What it does.
     pub state: VmState,
-    /// Guest memory in bytes, with what was plugged in.
+    /// Guest memory in bytes, with what was plugged in and without what is in the balloon.
     pub memory_actual_size: u64,
     /// Its devices by name.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -171,6 +171,17 @@ impl ConfigSpace {
         at as u16
     }
 
+    /// Gives the function a register of its own at `offset`, 0 after a reset: which of its bits the guest can write.
+    ///
+    /// # Panics
+    ///
+    /// It is not after the header and in 256 bytes.
+    pub fn add_register(&mut self, offset: u16, writable: &[u8]) {
+        let at = usize::from(offset);
+        assert!(at >= HEADER_LEN && at + writable.len() <= LEN);
+        self.set_writable(at, writable);
+    }
+
     /// Reads at `offset`; bytes after the 256th are zeros.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         data.fill(0);

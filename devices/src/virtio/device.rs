@@ -115,7 +115,7 @@ pub trait VirtioDevice: Persist + Send {
 }
 
 /// Reads device configuration space that consists of `fields`, as [`VirtioDevice::read_config`] does.
-pub(super) fn read_fields(fields: &[u8], offset: u64, data: &mut [u8]) {
+pub(crate) fn read_fields(fields: &[u8], offset: u64, data: &mut [u8]) {
     let rest = usize::try_from(offset)
         .ok()
         .and_then(|offset| fields.get(offset..));

@@ -4,6 +4,7 @@
 //! [`VirtioDevice::start`], and gets them back with [`VirtioDevice::stop`]. In between they belong to the device's worker
 //! threads; nothing that the guest writes to a register can change them.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 mod device;
@@ -16,5 +17,6 @@ pub mod transport;
 pub mod vsock;
 mod worker;
 
+pub(crate) use device::read_fields;
 pub use device::{Activation, ActiveQueue, Interrupt, Notify, StartError, VirtioDevice};
 pub use worker::{Handler, Worker};

@@ -1,6 +1,7 @@
 //! Debian's kernel booted through the real binary. `./tests/run guest` runs these where KVM can.
 
 mod api;
+mod balloon;
 mod block;
 mod boot;
 mod cpu;
@@ -12,3 +13,4 @@ mod power;
 mod rng;
 mod serial;
 mod vsock;
+mod watchdog;

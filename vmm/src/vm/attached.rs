@@ -1,12 +1,15 @@
 //! Devices of a machine by their names: where each is, and what it counts.
 
+mod balloon;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use api::metrics::{DiskMetrics, NetMetrics, VsockMetrics};
+use api::metrics::{BalloonMetrics, DiskMetrics, NetMetrics, VsockMetrics};
 use api::request::{Counters, DeviceNode, PciDeviceInfo};
+use devices::virtio::balloon::{Balloon, BalloonHandle, BalloonMetrics as BalloonCounters};
 use devices::virtio::block::{
     Block, BlockLimits, BlockMetrics, BlockResizer, BlockWatch, StopCause,
 };
@@ -23,6 +26,10 @@ pub(super) enum Kind {
     },
     Net(Arc<NetCounters>),
     Vsock(Arc<VsockCounters>),
+    Balloon {
+        metrics: Arc<BalloonCounters>,
+        handle: BalloonHandle,
+    },
     /// A part of every machine, or of its memory.
     Fixed,
 }
@@ -43,6 +50,13 @@ impl Kind {
 
     pub(super) fn vsock(device: &Vsock) -> Self {
         Self::Vsock(device.metrics())
+    }
+
+    pub(super) fn balloon(device: &Balloon) -> Self {
+        Self::Balloon {
+            metrics: device.metrics(),
+            handle: device.handle(),
+        }
     }
 }
 
@@ -93,7 +107,7 @@ impl AttachedDevices {
                 pci_bdf: Some(bdf(device.slot)),
                 engine: match &device.kind {
                     Kind::Disk { watch, .. } => watch.engine().map(|engine| engine.to_string()),
-                    Kind::Net(_) | Kind::Vsock(_) | Kind::Fixed => None,
+                    Kind::Net(_) | Kind::Vsock(_) | Kind::Balloon { .. } | Kind::Fixed => None,
                 },
                 ..DeviceNode::default()
             };
@@ -109,11 +123,27 @@ impl AttachedDevices {
                 Kind::Disk { metrics, .. } => disk_counters(metrics),
                 Kind::Net(metrics) => net_counters(metrics),
                 Kind::Vsock(metrics) => vsock_counters(metrics),
+                Kind::Balloon { metrics, handle } => balloon::counters(metrics, handle),
                 Kind::Fixed => return None,
             };
             Some((id.clone(), counters))
         };
         self.0.iter().filter_map(counters).collect()
+    }
+
+    /// The balloon's owner's side, if there is a balloon.
+    pub(super) fn balloon(&self) -> Option<&BalloonHandle> {
+        self.0.values().find_map(|device| match &device.kind {
+            Kind::Balloon { handle, .. } => Some(handle),
+            _ => None,
+        })
+    }
+
+    pub(super) fn balloon_metrics(&self) -> Option<BalloonMetrics> {
+        self.0.values().find_map(|device| match &device.kind {
+            Kind::Balloon { metrics, handle } => Some(balloon::metrics(metrics, handle)),
+            _ => None,
+        })
     }
 
     pub(super) fn disks(&self) -> BTreeMap<String, DiskMetrics> {

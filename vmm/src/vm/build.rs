@@ -142,6 +142,13 @@ fn assemble(
         machine.attach(vsock.id(), device, kind)?;
     }
     devices::add_memory_growth(&mut machine, &config.memory, notices)?;
+    devices::add_balloon(&mut machine, config.balloon.as_ref())?;
+    if let Some(watchdog) = &resources.watchdog {
+        let device = watchdog
+            .device(notices.clone())
+            .map_err(BuildError::host("a timer for the watchdog"))?;
+        machine.attach_function("__watchdog", device)?;
+    }
 
     // What the guest finds in memory.
     let memory_slots = match config.memory.hotplug_method {

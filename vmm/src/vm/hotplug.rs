@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::request::PciDeviceInfo;
 use devices::acpi::hotplug::HotplugError;
+use devices::pci::PciFunction;
 use devices::virtio::VirtioDevice;
 use devices::virtio::transport::pci::VirtioPci;
 
@@ -32,6 +33,19 @@ impl Machine {
     ) -> Result<(), BuildError> {
         let slot = self.place(device)?;
         self.pci_slots.occupy(slot)?;
+        self.attached.insert(id, Attached { slot, kind });
+        Ok(())
+    }
+
+    /// Puts `function`, which is no virtio device, on the PCI bus before the guest runs.
+    pub(super) fn attach_function(
+        &mut self,
+        id: &str,
+        function: impl PciFunction + 'static,
+    ) -> Result<(), BuildError> {
+        let slot = self.pci.add(Arc::new(Mutex::new(function)))?;
+        self.pci_slots.occupy(slot)?;
+        let kind = Kind::Fixed;
         self.attached.insert(id, Attached { slot, kind });
         Ok(())
     }

@@ -9,6 +9,7 @@ use devices::acpi::EventDevice;
 use devices::acpi::hotplug::{CpuSlots, PciSlots};
 use devices::pci;
 use devices::virtio::Notify;
+use devices::virtio::balloon::BalloonHandle;
 
 use super::attached::AttachedDevices;
 use super::ram::MachineMemory;
@@ -71,10 +72,20 @@ impl Machine {
         self.attached.counters()
     }
 
+    /// What the guest can use of its memory, in bytes: without what it says to have in a balloon.
+    pub(super) fn usable_memory(&self) -> u64 {
+        let size = self.memory.size();
+        let balloon = self.attached.balloon();
+        size.saturating_sub(balloon.map_or(0, BalloonHandle::actual))
+    }
+
     /// Adds what this machine measures to `metrics`.
     pub(super) fn measure(&self, metrics: &mut Metrics) {
         metrics.vcpus = self.vcpus.measure();
         metrics.memory.guest = self.memory.size();
+        // A guest may say anything of its balloon.
+        metrics.memory.balloon = self.memory.size() - self.usable_memory();
+        metrics.balloon = self.attached.balloon_metrics();
         metrics.disks = self.attached.disks();
         metrics.nets = self.attached.nets();
         metrics.vsocks = self.attached.vsocks();

@@ -31,6 +31,8 @@ pub struct Happened {
     pub ejected: bool,
     /// A disk waits for the machine to be stopped.
     pub disk_stopped: bool,
+    /// The guest did not reload its watchdog in time.
+    pub watchdog_expired: bool,
     /// A vCPU ended; the first one, if there were several.
     pub end: Option<End>,
 }
@@ -67,6 +69,7 @@ impl Notices {
             crash_loaded: has(PlatformEvent::CrashLoaded),
             ejected: has(PlatformEvent::Ejected),
             disk_stopped: has(PlatformEvent::DiskStopped),
+            watchdog_expired: has(PlatformEvent::WatchdogExpired),
             end: self
                 .end
                 .lock()
@@ -89,6 +92,7 @@ const fn bit(event: PlatformEvent) -> u32 {
         PlatformEvent::CrashLoaded => 8,
         PlatformEvent::Ejected => 16,
         PlatformEvent::DiskStopped => 32,
+        PlatformEvent::WatchdogExpired => 64,
     }
 }
 

@@ -7,10 +7,8 @@ use std::sync::{Arc, PoisonError};
 use api::config::MemoryConfig;
 use arch::x86_64::layout::{self, AddressRange};
 use devices::acpi::hotplug::{HotplugError, MemorySlots};
-use devices::memory::{GuestRam, Ram};
-use devices::virtio::mem::{
-    DEFAULT_BLOCK_SIZE, MappedRegion, Mem, MemError, MemHandle, MemRegion, MemSetup,
-};
+use devices::memory::{self as guest_memory, GuestRam, Ram};
+use devices::virtio::mem::{DEFAULT_BLOCK_SIZE, MappedRegion, Mem, MemError, MemHandle, MemSetup};
 use vm_memory::{
     GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
 };
@@ -155,6 +153,19 @@ impl MachineMemory {
     /// What the guest has, in bytes.
     pub(super) fn size(&self) -> u64 {
         self.boot + self.added()
+    }
+
+    /// The device by which the guest plugs memory, if there is one.
+    pub(super) fn device(&self) -> Option<MemHandle> {
+        match &self.growth {
+            Growth::VirtioMem(device) => Some(device.clone()),
+            Growth::None | Growth::Acpi(_) => None,
+        }
+    }
+
+    /// Size of the pages of the host, in bytes.
+    pub(super) fn page_size(&self) -> u64 {
+        self.backing.page_size()
     }
 
     /// What the guest booted with, in bytes.
@@ -362,7 +373,7 @@ impl MachineMemory {
             Ok(()) => {
                 self.slots[slot] = None;
                 self.replace(map);
-                if let Err(error) = give_back(region, self.backing.page_size()) {
+                if let Err(error) = give_back(&region) {
                     tracing::warn!(%error, start, "memory that the guest gave up is kept for a while");
                 }
             }
@@ -394,9 +405,8 @@ fn len(range: &Range<u64>) -> u64 {
 
 /// Gives the pages of `region` back to the host, whoever has it mapped still: that can be a device without work, for as
 /// long as it has none. Contents are lost.
-fn give_back(region: Arc<GuestRegionMmap<()>>, page_size: u64) -> io::Result<()> {
-    let len = region.len();
-    MappedRegion::new(region, page_size, false).discard(0, len)
+fn give_back(region: &GuestRegionMmap<()>) -> io::Result<()> {
+    guest_memory::discard(region, 0, region.len())
 }
 
 #[cfg(test)]
@@ -416,7 +426,7 @@ mod tests {
             let before = memory::allocate(&[(START, 2 << 20)], backing).unwrap();
             before.write_obj(7_u64, START).unwrap();
             let (_, region) = before.remove_region(START, 2 << 20).unwrap();
-            give_back(region, backing.page_size()).unwrap();
+            give_back(&region).unwrap();
             assert_eq!(before.read_obj::<u64>(START).unwrap(), 0);
         }
     }

@@ -3,6 +3,7 @@
 //! Everything that the configuration names is opened once, before the machine is built, and stays open for its life: a
 //! reboot of the guest builds the next machine of the same resources, whatever has become of the paths.
 
+pub mod balloon;
 mod descriptor;
 pub mod disk;
 pub mod net;
@@ -10,6 +11,7 @@ pub mod payload;
 pub mod rng;
 pub mod serial;
 pub mod vsock;
+pub mod watchdog;
 
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ use self::payload::{Payload, PayloadError};
 use self::rng::{OpenRng, RngError};
 use self::serial::{SerialError, SerialHost};
 use self::vsock::{OpenVsock, VsockError};
+use self::watchdog::OpenWatchdog;
 use crate::terminal::EscapeAction;
 
 /// Everything that a machine is made of beside KVM and memory.
@@ -38,6 +41,8 @@ pub struct Resources {
     pub rng: OpenRng,
     /// Sockets between host and guest, if there are any.
     pub vsock: Option<OpenVsock>,
+    /// What stays of the watchdog over resets, if there is one.
+    pub watchdog: Option<OpenWatchdog>,
     /// The host's side of the serial port, if there is one. The machine that is built has a part in it.
     pub serial: Option<Arc<SerialHost>>,
 }
@@ -126,6 +131,7 @@ pub fn open(config: &VmConfig, descriptors: &Descriptors) -> Result<Resources, W
             .collect::<Result<_, _>>()?,
         rng: rng::open(&config.rng)?,
         vsock: config.vsock.as_ref().map(vsock::open).transpose()?,
+        watchdog: config.watchdog.then(OpenWatchdog::default),
         serial: SerialHost::open(&config.serial)?.map(Arc::new),
     })
 }

@@ -1,5 +1,6 @@
 //! Tests of the VMM on /dev/kvm with guests of a few instructions, which any KVM can run.
 
+mod balloon;
 mod code;
 mod coredump;
 mod defined;
@@ -11,3 +12,4 @@ mod net;
 mod process;
 mod virtio;
 mod walk;
+mod watchdog;

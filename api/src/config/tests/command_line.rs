@@ -141,6 +141,19 @@ fn unknown_keys_are_named_with_the_known_ones() {
         @r#"unknown key "fds"; known keys: tap, fd, mac, ip, mask, mtu, queue_size, id, offload_tso, offload_ufo, offload_csum"#);
     insta::assert_snapshot!(refusal::<RngConfig>("source=/x"),
         @r#"unknown key "source"; known keys: src, id"#);
+    let balloon: BalloonConfig =
+        "size=64M,deflate_on_oom=on,free_page_reporting=on,stats_polling_interval_s=5,id=b"
+            .parse()
+            .unwrap();
+    let expected = BalloonConfig {
+        size: ByteSize::mib(64),
+        deflate_on_oom: true,
+        free_page_reporting: true,
+        stats_polling_interval_s: 5,
+        id: Some("b".to_owned()),
+        ..BalloonConfig::default()
+    };
+    assert_eq!(balloon, expected);
     insta::assert_snapshot!(refusal::<VsockConfig>("port=1"),
         @r#"unknown key "port"; known keys: cid, socket, id"#);
 }
@@ -311,6 +324,9 @@ fn flags_make_a_machine() {
         "--serial",
         "file=/tmp/log",
         "--pvpanic=off",
+        "--balloon",
+        "size=64M",
+        "--watchdog=poweroff",
     ])
     .unwrap();
     let paths: Vec<_> = config.disks.iter().map(|disk| disk.path.clone()).collect();
@@ -321,6 +337,9 @@ fn flags_make_a_machine() {
     assert_eq!(config.net.len(), 1);
     assert_eq!(config.serial.mode, ConsoleOutputMode::File);
     assert!(!config.pvpanic);
+    assert_eq!(config.balloon.unwrap().size, ByteSize::mib(64));
+    let poweroff = Some(WatchdogAction::Poweroff);
+    assert_eq!((config.watchdog, config.watchdog_action), (true, poweroff));
 }
 
 #[test]
@@ -329,6 +348,7 @@ fn a_kernel_alone_makes_a_machine_on_the_terminal() {
     assert_eq!(config.serial.mode, ConsoleOutputMode::Tty);
     assert_eq!(config.console.mode, ConsoleOutputMode::Off);
     assert!(config.pvpanic);
+    assert!(!config.watchdog && config.balloon.is_none());
     assert_eq!(config.memory.size, ByteSize::mib(512));
 }
 

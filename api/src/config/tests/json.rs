@@ -103,8 +103,6 @@ fn sections_known_to_cloud_hypervisor_are_refused_by_name() {
     let kernel = r#""payload": {"kernel": "/k"}"#;
     insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "fs": [{{"tag": "t"}}]}}"#)),
         @r#"fs is known to the Cloud Hypervisor API but not supported by podvisor: [{"tag":"t"}] was given, only the default (none) is accepted"#);
-    insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "watchdog": true}}"#)),
-        @"watchdog is known to the Cloud Hypervisor API but not supported by podvisor: true was given, only the default (false) is accepted");
     insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "platform": {{"uuid": "u"}}}}"#)),
         @r#"platform.system_uuid is known to the Cloud Hypervisor API but not supported by podvisor: "u" was given, only the default (none) is accepted"#);
     insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "memory": {{"zones": [{{"id": "z"}}]}}}}"#)),

@@ -56,6 +56,7 @@ fn parse_all(text: &str) {
     let _ = text.parse::<NetConfig>();
     let _ = text.parse::<RngConfig>();
     let _ = text.parse::<VsockConfig>();
+    let _ = text.parse::<BalloonConfig>();
     let _ = text.parse::<SerialConfig>();
     let _ = text.parse::<ConsoleConfig>();
     let _ = text.parse::<ByteSize>();

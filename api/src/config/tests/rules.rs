@@ -262,6 +262,7 @@ fn devices_without_a_name_get_a_free_one() {
     ];
     config.net = vec!["tap=t".parse().unwrap()];
     config.vsock = Some("cid=3,socket=/s".parse().unwrap());
+    config.balloon = Some(BalloonConfig::default());
     config.assign_ids();
     assert_eq!(config.disks[0].id.as_deref(), Some("_disk0"));
     assert_eq!(config.disks[1].id.as_deref(), Some("_net1"));
@@ -269,6 +270,8 @@ fn devices_without_a_name_get_a_free_one() {
     assert_eq!(config.rng.id.as_deref(), Some("_rng3"));
     let vsock = config.vsock.as_ref().unwrap();
     assert_eq!(vsock.id.as_deref(), Some("_vsock4"));
+    let balloon = config.balloon.as_ref().unwrap();
+    assert_eq!(balloon.id.as_deref(), Some("_balloon5"));
     config.validate().unwrap();
     let again = {
         let mut again = config.clone();
@@ -378,4 +381,52 @@ fn device_without_a_name_is_asked_for_by_an_empty_one() {
     let net: NetConfig = "fd=7".parse().unwrap();
     insta::assert_snapshot!(net.validate_with(&|_| 1).unwrap_err(),
         @"bad value of 1 descriptors for fds: expected descriptors that are passed or numbers of open ones, not both");
+}
+
+#[test]
+fn balloon_is_in_whole_pages_of_the_guests_memory() {
+    insta::assert_snapshot!(refusal::<BalloonConfig>("size=1"), @"bad value 1 for size: expected a multiple of 4096, up to 17179869180K");
+    insta::assert_snapshot!(refusal::<BalloonConfig>("size=16T"), @"bad value 17592186044416 for size: expected a multiple of 4096, up to 17179869180K");
+    let mut config = bootable();
+    config.memory.size = ByteSize::mib(128);
+    config.balloon = Some("size=128M,free_page_reporting=on".parse().unwrap());
+    config.validate().unwrap();
+    config.balloon = Some("size=132M".parse().unwrap());
+    insta::assert_snapshot!(config.validate().unwrap_err(), @"bad value 138412032 for balloon.size: expected at most the guest's memory, 134217728");
+    config.memory = "size=128M,hotplug_method=virtio-mem,hotplug_size=128M,hotplugged_size=4M"
+        .parse()
+        .unwrap();
+    config.validate().unwrap();
+    config.memory = "size=256M,hugepages=on".parse().unwrap();
+    insta::assert_snapshot!(config.validate().unwrap_err(), @"bad value size=132M for balloon: expected none beside memory.hugepages=on: a huge page that the host's pool has lost meanwhile would end the VMM when the guest uses it again");
+}
+
+#[test]
+fn balloon_cannot_be_removed() {
+    let mut config = bootable();
+    config.balloon = Some(BalloonConfig::default());
+    config.assign_ids();
+    assert!(config.ids().any(|id| id == "_balloon1"));
+    assert!(!config.can_remove("_balloon1"));
+}
+
+#[test]
+fn watchdog_resets_unless_it_is_told_otherwise() {
+    let config = |fields: &str| {
+        VmConfig::from_json(format!(r#"{{"payload": {{"kernel": "/k"}}, {fields}}}"#).as_bytes())
+    };
+    let of = |fields: &str| {
+        let config = config(fields).unwrap();
+        (config.watchdog, config.watchdog_action)
+    };
+    assert_eq!(of(r#""watchdog": true"#), (true, None));
+    let poweroff = Some(WatchdogAction::Poweroff);
+    assert_eq!(
+        of(r#""watchdog": true, "watchdog_action": "Poweroff""#),
+        (true, poweroff)
+    );
+    insta::assert_snapshot!(config(r#""watchdog_action": "Poweroff""#).unwrap_err(),
+        @"bad value poweroff for watchdog_action: expected watchdog=true beside it");
+    insta::assert_snapshot!("off".parse::<WatchdogAction>().unwrap_err(),
+        @r#"bad value "off" for watchdog: expected one of reset, poweroff, shutdown, pause, none"#);
 }

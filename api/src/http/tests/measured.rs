@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
-use crate::metrics::{DiskMetrics, MemoryMetrics, NetMetrics, VcpuMetrics, VsockMetrics};
+use crate::metrics::{
+    BalloonMetrics, DiskMetrics, MemoryMetrics, NetMetrics, VcpuMetrics, VsockMetrics,
+};
 
 fn metrics() -> Metrics {
     Metrics {
@@ -16,7 +18,7 @@ fn metrics() -> Metrics {
         memory: MemoryMetrics {
             guest: 512 << 20,
             resident: 100 << 20,
-            balloon: 0,
+            balloon: 32 << 20,
         },
         disks: BTreeMap::from([(
             "_disk0".to_owned(),
@@ -51,6 +53,14 @@ fn metrics() -> Metrics {
                 tx_errors: BTreeMap::from([("link_down", 1)]),
             },
         )]),
+        balloon: Some(BalloonMetrics {
+            target: 64 << 20,
+            given_back: BTreeMap::from([("inflated", 32 << 20), ("reported", 4096)]),
+            errors: BTreeMap::from([("host_error", 1)]),
+            guest_memory: BTreeMap::from([("free", 200 << 20), ("total", 480 << 20)]),
+            guest_events: BTreeMap::from([("major_faults", 3)]),
+            guest_swap: BTreeMap::from([("in", 4096)]),
+        }),
         vsocks: BTreeMap::from([(
             "_vsock2".to_owned(),
             VsockMetrics {

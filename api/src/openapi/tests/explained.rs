@@ -250,6 +250,26 @@ pub(super) const EXPLAINED: &[Row] = &[
         "4294967294",
         "the largest number of 32 bits is no address",
     ),
+    ("BalloonConfig.size default", "-", "0", WIDER),
+    ("BalloonConfig.size required", "true", "-", WIDER),
+    (
+        "BalloonConfig.stats_polling_interval_s *",
+        "-",
+        "*",
+        "our own",
+    ),
+    (
+        "BalloonConfig.size maximum",
+        "-",
+        "17592186040320",
+        "the device counts pages in 32 bits",
+    ),
+    (
+        "VmResize.desired_balloon maximum",
+        "-",
+        "17592186040320",
+        "the device counts pages in 32 bits",
+    ),
     (
         "VirtQueueAffinity.queue_index maximum",
         "-",
@@ -285,6 +305,8 @@ pub(super) const EXPLAINED: &[Row] = &[
         "true",
         "a panic is never taken for a shutdown",
     ),
+    ("VmConfig.watchdog_action *", "-", "*", "our own"),
+    ("WatchdogAction *", "-", "*", "our own"),
     // Other bodies and replies.
     (
         "VmCoredumpData.destination_url required",

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::config::{
-    ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig, NetConfig,
-    PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig, Section, SerialConfig,
-    VmConfig, VsockConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig,
+    NetConfig, PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig, Section,
+    SerialConfig, VmConfig, VsockConfig,
 };
 use crate::request::{
     CoredumpConfig, RemoveDeviceConfig, ResizeConfig, ResizeDiskConfig, SetRateLimiterConfig,
@@ -27,6 +27,7 @@ macro_rules! for_each_section {
         $check::<NetConfig>(schema("NetConfig"), json!({}));
         $check::<RngConfig>(schema("RngConfig"), json!({}));
         $check::<VsockConfig>(schema("VsockConfig"), json!({"cid": 3, "socket": "/s"}));
+        $check::<BalloonConfig>(schema("BalloonConfig"), json!({}));
         $check::<SerialConfig>(schema("SerialConfig"), json!({}));
         $check::<ConsoleConfig>(schema("ConsoleConfig"), json!({}));
         $check::<DebugConsoleConfig>(schema("DebugConsoleConfig"), json!({}));

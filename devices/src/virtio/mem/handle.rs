@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::blocks::Blocks;
-use super::spec::{Geometry, MAX_BLOCKS, MIN_BLOCK_SIZE};
+use super::spec::{BlockState, Geometry, MAX_BLOCKS, MIN_BLOCK_SIZE};
 use crate::virtio::Interrupt;
 
 /// What a memory device cannot be made with, or be asked for.
@@ -109,6 +109,21 @@ impl MemHandle {
     /// Bytes in a block, the unit of all sizes.
     pub fn block_size(&self) -> u64 {
         self.0.geometry.block_size
+    }
+
+    /// Whether the guest physical `addresses`, which are not empty, are all in the region, and all plugged.
+    pub(crate) fn is_plugged(&self, addresses: &Range<u64>) -> bool {
+        let geometry = &self.0.geometry;
+        let Some(start) = addresses.start.checked_sub(geometry.address) else {
+            return false;
+        };
+        let end = addresses.end - geometry.address;
+        if end > geometry.region_size {
+            return false;
+        }
+        let block_size = geometry.block_size;
+        let blocks = (start / block_size) as usize..end.div_ceil(block_size) as usize;
+        self.0.blocks().state(&blocks) == BlockState::Plugged
     }
 
     /// The plugged memory as ranges of offsets in the region, in bytes, ascending and without neighbours. All other memory

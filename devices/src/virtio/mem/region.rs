@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
+
+use crate::memory;
 
 /// The host's memory for a region. Offsets and lengths are in bytes and in whole blocks; whatever is not within
 /// [`MemRegion::size`] is refused.
@@ -66,16 +67,6 @@ impl MappedRegion {
             Err(io::ErrorKind::InvalidInput.into())
         }
     }
-
-    /// Advises the host on a range that was checked.
-    fn advise(&self, offset: u64, len: u64, advice: libc::c_int) -> io::Result<()> {
-        let address = self.region.as_ptr().wrapping_add(offset as usize);
-        // SAFETY: the range was checked to be within the mapping, which `self.region` owns. Guest memory is only ever
-        // accessed as memory that changes at any time, so losing contents breaks no reference.
-        #[expect(unsafe_code)]
-        let result = unsafe { libc::madvise(address.cast(), len as usize, advice) };
-        last_error(result)
-    }
 }
 
 impl MemRegion for MappedRegion {
@@ -92,44 +83,11 @@ impl MemRegion for MappedRegion {
         if !self.populate {
             return Ok(());
         }
-        loop {
-            match self.advise(offset, len, libc::MADV_POPULATE_WRITE) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
-            }
-        }
+        memory::populate(&self.region, offset, len)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check(offset, len)?;
-        let shared = self.region.flags() & libc::MAP_SHARED != 0;
-        match self.region.file_offset().filter(|_| shared) {
-            // The pages are the file's: dropping them from this mapping alone would free nothing.
-            Some(file) => {
-                let fd = file.file().as_raw_fd();
-                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                let start = (file.start() + offset) as libc::off64_t;
-                loop {
-                    // SAFETY: `fd` is open for as long as `self.region` is held, and no address is passed. As for contents,
-                    // see `advise`.
-                    #[expect(unsafe_code)]
-                    let result =
-                        unsafe { libc::fallocate64(fd, mode, start, len as libc::off64_t) };
-                    match last_error(result) {
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                        result => return result,
-                    }
-                }
-            }
-            None => self.advise(offset, len, libc::MADV_DONTNEED),
-        }
-    }
-}
-
-fn last_error(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+        memory::discard(&self.region, offset, len)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use api::config::{CpusConfig, HotplugMethod, MemoryConfig};
+use api::config::{BalloonConfig, CpusConfig, HotplugMethod, MemoryConfig};
 use arch::x86_64::acpi::AcpiPci;
 use arch::x86_64::{cpuid, layout};
 use devices::acpi::hotplug::{CpuSlots, MemorySlots, PciSlots};
@@ -21,6 +21,7 @@ use crate::vm::attached::Kind;
 use crate::vm::machine::Machine;
 use crate::vm::notices::Notices;
 use crate::vm::ram::{self, Growth, MEMORY_SLOTS};
+use crate::wire::balloon;
 use crate::wire::serial::SerialHost;
 
 /// Widest guest physical address that a machine uses, however wide the host's are.
@@ -192,6 +193,20 @@ pub(super) fn add_memory_growth(
         }
     }
     Ok(())
+}
+
+/// Adds the balloon, after all that memory is added by.
+pub(super) fn add_balloon(
+    machine: &mut Machine,
+    config: Option<&BalloonConfig>,
+) -> Result<(), BuildError> {
+    let Some(config) = config else {
+        return Ok(());
+    };
+    let memory = &machine.memory;
+    let device = balloon::device(config, memory.page_size(), memory.device())?;
+    let kind = Kind::balloon(&device);
+    machine.attach(config.id.as_deref().unwrap_or("balloon"), device, kind)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use arch::x86_64::layout::LayoutError;
 use devices::acpi::hotplug::HotplugError;
 use devices::bus::BusError;
 use devices::pci::RootError;
+use devices::virtio::balloon::BalloonError;
 use devices::virtio::mem::MemError;
 use devices::virtio::transport::pci::VirtioPciError;
 use vm_memory::GuestMemoryError;
@@ -97,6 +98,9 @@ pub enum BuildError {
     /// The device that adds memory.
     #[error("memory.hotplug_size")]
     Mem(#[from] MemError),
+    /// The balloon.
+    #[error("balloon")]
+    Balloon(#[from] BalloonError),
     /// The registers by which devices come and go.
     #[error("cannot tell the guest of a device")]
     Hotplug(#[from] HotplugError),
@@ -122,7 +126,8 @@ impl BuildError {
             | Self::Initramfs { .. }
             | Self::Boot(_)
             | Self::Pci(_)
-            | Self::Mem(_) => true,
+            | Self::Mem(_)
+            | Self::Balloon(BalloonError::Size(_)) => true,
             Self::Net(error) => error.is_configuration(),
             Self::Vsock(error) => error.is_configuration(),
             _ => false,

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use api::config::{ConfigError, DiskConfig, NetConfig, VmConfig, VsockConfig};
+use api::config::{
+    BalloonConfig, ByteSize, ConfigError, DiskConfig, NetConfig, VmConfig, VsockConfig,
+};
 use api::request::{
     Answer, ApiError, Descriptors, INITRAMFS, KERNEL, RemoveDeviceConfig, Reply, Request,
     ResizeConfig, ResizeDiskConfig, SetRateLimiterConfig,
@@ -26,14 +28,20 @@ impl Control {
             desired_ram,
             desired_balloon,
         } = config;
-        if desired_balloon.is_some() {
-            return Err(ApiError::NotSupported {
-                verb,
-                reason: "desired_balloon is given, and there is no balloon".to_owned(),
-            });
-        }
         let live = self.live(verb, BOOTED)?;
         let (machine, _, config) = live.parts();
+        if let Some(size) = desired_balloon {
+            if machine.attached.balloon().is_none() {
+                return Err(ConfigError::Invalid {
+                    field: "desired_balloon".to_owned(),
+                    value: size.to_string(),
+                    problem: "expected none, as the VM has no balloon".to_owned(),
+                }
+                .into());
+            }
+            let memory = desired_ram.unwrap_or(machine.memory.size());
+            BalloonConfig::check_size("desired_balloon", size, memory)?;
+        }
         if let Some(count) = desired_vcpus {
             let max = machine.vcpus.max();
             if !(1..=max).contains(&count) {
@@ -81,6 +89,14 @@ impl Control {
                 .resize_vcpus(count)
                 .map_err(|error| ApiError::failed(verb, &error))?;
             config.cpus.boot_vcpus = count;
+        }
+        if let (Some(size), Some(balloon)) = (desired_balloon, machine.attached.balloon()) {
+            balloon
+                .resize(size)
+                .map_err(|error| ApiError::refused(verb, &error))?;
+            if let Some(balloon) = &mut config.balloon {
+                balloon.size = ByteSize(size);
+            }
         }
         self.events.publish("vm", "resized", &[]);
         Ok(Reply::Done)
@@ -395,7 +411,7 @@ fn check_removable(config: &VmConfig, id: &str) -> Result<(), ApiError> {
     Err(ConfigError::Invalid {
         field: "id".to_owned(),
         value: format!("{id:?}"),
-        problem: "expected a disk, a network or a vsock: this device is part of every VM"
+        problem: "expected a disk, a network or a vsock: this device stays as long as the VM"
             .to_owned(),
     }
     .into())

@@ -20,6 +20,9 @@ use crate::wire::Resources;
 const MAX_EARLY_FAULTS: u32 = 3;
 const EARLY: Duration = Duration::from_secs(10);
 
+/// The least time between two events of a watchdog that does nothing else.
+const WATCHDOG_EVENTS: Duration = Duration::from_secs(1);
+
 /// What a machine is built of, over and over.
 pub struct Definition {
     /// Checked, with a name for each device.
@@ -44,6 +47,8 @@ pub(super) struct Live {
     early_faults: u32,
     /// The guest has told that it starts its crash kernel.
     crashed: bool,
+    /// When the end of the watchdog was told last.
+    watchdog_told: Option<Instant>,
 }
 
 /// What it takes to build a machine.
@@ -95,6 +100,7 @@ impl Workshop<'_> {
                 entered: Instant::now(),
                 early_faults: 0,
                 crashed: false,
+                watchdog_told: None,
             })),
             Err(error) => Err((definition, error)),
         }
@@ -117,6 +123,7 @@ impl Workshop<'_> {
             entered: _,
             early_faults,
             crashed: _,
+            watchdog_told: _,
         } = *live;
         drop(state);
         let mut live = self.boot(definition, resources, then)?;
@@ -179,6 +186,16 @@ impl Live {
     /// The guest tells that it starts its crash kernel. Gives whether that is news: a guest can tell it for ever.
     pub(super) fn note_crash(&mut self) -> bool {
         !std::mem::replace(&mut self.crashed, true)
+    }
+
+    /// The watchdog came to its end. Gives whether that is to be told: a guest can let it end a thousand times in a second.
+    pub(super) fn note_watchdog(&mut self) -> bool {
+        let told = self.watchdog_told;
+        let news = told.is_none_or(|told| told.elapsed() >= WATCHDOG_EVENTS);
+        if news {
+            self.watchdog_told = Some(Instant::now());
+        }
+        news
     }
 
     /// Ends the machine and closes what it was built of.

@@ -7,6 +7,7 @@ mod live;
 mod metrics;
 mod serve;
 mod stop;
+mod watchdog;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -381,6 +382,7 @@ impl Control {
             }
             Some(End::Reset) => self.guest_reset(),
             None if happened.reset => self.guest_reset(),
+            None if happened.watchdog_expired => self.watchdog_expired(),
             None => Ok(()),
         }
     }

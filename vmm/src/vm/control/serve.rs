@@ -163,7 +163,7 @@ impl Control {
             config: (*definition.config).clone(),
             state,
             memory_actual_size: machine.map_or(definition.config.memory.size.bytes(), |machine| {
-                machine.memory.size()
+                machine.usable_memory()
             }),
             device_tree: machine.map(|machine| machine.device_tree()),
         })))
