@@ -6,8 +6,8 @@ use clap::{ArgAction, Args};
 
 use super::{
     BalloonConfig, ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DiskConfig,
-    MemoryConfig, NetConfig, PayloadConfig, RateLimitGroupConfig, RngConfig, SerialConfig,
-    VmConfig, VsockConfig, WatchdogAction,
+    MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
+    SerialConfig, VmConfig, VsockConfig, WatchdogAction,
 };
 
 /// What the kernel is told unless it is told something: to speak on the serial port.
@@ -73,6 +73,11 @@ pub struct VmArgs {
     #[arg(long, value_name = "size=S,...")]
     pub balloon: Option<BalloonConfig>,
 
+    /// Properties of the whole machine. Keys: transport=pci|mmio: how the guest finds its virtio devices. With mmio there is
+    /// no PCI bus: the guest boots faster, and no device comes or goes while it runs.
+    #[arg(long, value_name = "transport=T")]
+    pub platform: Option<PlatformConfig>,
+
     /// Serial port: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
     #[arg(long, value_name = "MODE")]
     pub serial: Option<SerialConfig>,
@@ -126,6 +131,7 @@ impl VmArgs {
             net,
             rng,
             vsock,
+            platform,
             balloon,
             serial,
             console,
@@ -151,6 +157,7 @@ impl VmArgs {
             net,
             rng: rng.unwrap_or_default(),
             vsock,
+            platform,
             balloon,
             serial,
             console: console.unwrap_or_default(),

@@ -62,7 +62,7 @@ pub use memory::{HotplugMethod, MemoryConfig};
 pub use net::{NetConfig, VhostMode};
 pub use option::split_pairs;
 pub use payload::PayloadConfig;
-pub use platform::PlatformConfig;
+pub use platform::{PlatformConfig, Transport};
 pub(crate) use rate_limiter::unlimited_as_none;
 pub use rate_limiter::{RateLimitGroupConfig, RateLimiterConfig, TokenBucket};
 pub use rng::RngConfig;

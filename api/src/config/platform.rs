@@ -1,12 +1,15 @@
-//! Properties of the whole machine.
+//! `--platform`: properties of the whole machine.
+
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ConfigError;
+use super::option::{self, OptionString};
 use super::section::Section;
 
-/// Properties of the whole machine. Only the defaults.
+/// Properties of the whole machine. `--platform transport=`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlatformConfig {
@@ -58,6 +61,19 @@ pub struct PlatformConfig {
     pub iommufd_fd: Option<i32>,
     /// Whether VFIO devices may reach each other. Only `true`.
     pub vfio_p2p_dma: bool,
+    /// How the guest finds its virtio devices.
+    pub transport: Transport,
+}
+
+/// How a guest finds its virtio devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum Transport {
+    /// On a PCI bus, where they can come and go.
+    #[default]
+    Pci,
+    /// By MMIO registers that ACPI names. There is no PCI bus, so that the guest boots faster, and disks, networks and vsock
+    /// cannot come or go while it runs. At most 17 devices.
+    Mmio,
 }
 
 impl Default for PlatformConfig {
@@ -80,6 +96,7 @@ impl Default for PlatformConfig {
             iommufd: false,
             iommufd_fd: None,
             vfio_p2p_dma: true,
+            transport: Transport::default(),
         }
     }
 }
@@ -107,5 +124,20 @@ impl Section for PlatformConfig {
 
     fn check(&self) -> Result<(), ConfigError> {
         Ok(())
+    }
+}
+
+impl OptionString for PlatformConfig {
+    const RENAMES: &'static [(&'static str, &'static str)] = &[
+        ("serial_number", "system_serial_number"),
+        ("uuid", "system_uuid"),
+    ];
+}
+
+impl FromStr for PlatformConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        option::parse(text)
     }
 }

@@ -9,7 +9,7 @@ use super::section::{Passed, Section, Unsupported};
 use super::{
     BalloonConfig, ByteSize, ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig,
     DebugConsoleConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig,
-    RateLimitGroupConfig, RngConfig, SerialConfig, VsockConfig, WatchdogAction, json,
+    RateLimitGroupConfig, RngConfig, SerialConfig, Transport, VsockConfig, WatchdogAction, json,
 };
 use crate::openapi::foreign;
 
@@ -48,7 +48,7 @@ pub struct VmConfig {
     pub pvpanic: bool,
     /// Debug console. Only off.
     pub debug_console: DebugConsoleConfig,
-    /// Properties of the whole machine. Only the defaults.
+    /// Properties of the whole machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub platform: Option<PlatformConfig>,
     /// Whether there is a virtual IOMMU. Only `false`.
@@ -243,6 +243,12 @@ impl VmConfig {
         }
     }
 
+    /// How the guest finds its virtio devices.
+    pub fn transport(&self) -> Transport {
+        let platform = self.platform.as_ref();
+        platform.map_or_else(Transport::default, |platform| platform.transport)
+    }
+
     /// The names that devices have.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.device_ids().map(|(_, id)| id)
@@ -388,6 +394,13 @@ impl Section for VmConfig {
         part("debug_console", &self.debug_console)?;
         if let Some(platform) = &self.platform {
             part("platform", platform)?;
+        }
+        if self.watchdog && self.transport() == Transport::Mmio {
+            return Err(ConfigError::invalid(
+                "watchdog",
+                "true",
+                "expected platform.transport Pci, as the watchdog is a device on the PCI bus",
+            ));
         }
         let mut ids = HashSet::new();
         for (field, id) in self.device_ids() {

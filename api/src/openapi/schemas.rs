@@ -55,6 +55,8 @@ pub(super) fn schemas() -> Map<String, Value> {
     add_old_names(&mut schemas);
     mark_additions(&mut schemas);
     add_descriptors(&mut schemas);
+    schemas["PlatformConfig"]["properties"]["transport"][ADDITION] = json!(true);
+    schemas["Transport"][ADDITION] = json!(true);
     rules::add(&mut schemas);
     schemas.insert(
         ERROR.to_owned(),

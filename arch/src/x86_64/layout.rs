@@ -104,8 +104,10 @@ pub const PCI_MMIO32: AddressRange = AddressRange::new(0xC100_0000, 0xE800_0000 
 pub const PCI_ECAM: AddressRange = AddressRange::new(0xE800_0000, MIB);
 /// Address range kept for ECAM, as the memory map and the DSDT reserve it.
 pub const PCI_ECAM_RESERVED: AddressRange = AddressRange::new(0xE800_0000, 256 * MIB);
-/// Slots for virtio-mmio devices.
+/// Slots for virtio-mmio devices, of [`VIRTIO_MMIO_SLOT_LEN`] bytes each.
 pub const VIRTIO_MMIO: AddressRange = AddressRange::new(0xF800_0000, MIB);
+/// Length in bytes of the registers of one virtio-mmio device.
+pub const VIRTIO_MMIO_SLOT_LEN: u64 = 4 * KIB;
 /// Page of the ACPI generic event device; its 32-bit event register is at offset 0 and clears when read.
 pub const ACPI_EVENT: AddressRange = AddressRange::new(0xF810_0000, 4 * KIB);
 /// Page of the registers for hotplug of PCI functions (see [`registers`](super::acpi::hotplug::registers)).
@@ -132,6 +134,11 @@ pub const KVM_RESERVED: AddressRange = AddressRange::new(KVM_IDENTITY_MAP_START,
 pub const COM1_GSI: u32 = 4;
 /// Interrupt of the ACPI generic event device.
 pub const GED_GSI: u32 = 9;
+/// Interrupts of virtio-mmio devices, by slot: all pins of the I/O APIC but those that a PC has other uses for. Edges
+/// cannot be shared, so that there are no more devices than pins.
+pub const VIRTIO_MMIO_GSIS: [u32; 17] = [
+    5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23,
+];
 /// Number of pins of the I/O APIC; MSI routes take GSI numbers from here on.
 pub const MSI_GSI_BASE: u32 = 24;
 
@@ -175,6 +182,13 @@ pub const EVENT_PCI_HOTPLUG: u8 = 1;
 pub const EVENT_CPU_HOTPLUG: u8 = 2;
 /// Bit of the ACPI event register that says that memory came or shall go.
 pub const EVENT_MEMORY_HOTPLUG: u8 = 3;
+
+/// Address of the registers in virtio-mmio slot `index` and the interrupt of that slot, if there is such a slot.
+pub fn virtio_mmio_slot(index: usize) -> Option<(AddressRange, u32)> {
+    let gsi = *VIRTIO_MMIO_GSIS.get(index)?;
+    let start = VIRTIO_MMIO.start + index as u64 * VIRTIO_MMIO_SLOT_LEN;
+    Some((AddressRange::new(start, VIRTIO_MMIO_SLOT_LEN), gsi))
+}
 
 /// An address map that cannot be made.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -300,6 +314,23 @@ mod tests {
             (PCI_ECAM_RESERVED.start, true)
         );
         assert_eq!(KVM_TSS_START, KVM_IDENTITY_MAP_START + 4 * KIB);
+    }
+
+    #[test]
+    fn virtio_mmio_slots_have_registers_and_a_pin_of_their_own() {
+        let slots: Vec<_> = (0..).map_while(virtio_mmio_slot).collect();
+        assert_eq!(slots.len(), VIRTIO_MMIO_GSIS.len());
+        let taken = [COM1_GSI, GED_GSI];
+        for (index, (range, gsi)) in slots.iter().enumerate() {
+            assert!(VIRTIO_MMIO.contains(range.start) && VIRTIO_MMIO.contains(range.last()));
+            assert!(*gsi < MSI_GSI_BASE && !taken.contains(gsi));
+            let others = &slots[..index];
+            assert!(
+                others
+                    .iter()
+                    .all(|(other, pin)| pin != gsi && !other.overlaps(range))
+            );
+        }
     }
 
     #[test]

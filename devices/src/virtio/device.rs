@@ -38,21 +38,35 @@ pub trait Interrupt: Send + Sync {
     fn needs_reset(&self);
 }
 
+/// Writes by which the guest notifies one queue. Addresses are guest physical.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doorbell {
+    /// Any write at this address.
+    Any(u64),
+    /// The 32-bit writes of `value` at `address`.
+    Value {
+        /// Where.
+        address: u64,
+        /// What.
+        value: u32,
+    },
+}
+
 /// Connects the guest's notification writes to eventfds without an exit (ioeventfd).
 pub trait Notify: Send + Sync {
-    /// Lets any write at guest physical `address` signal `eventfd`.
+    /// Lets `doorbell` signal `eventfd`.
     ///
     /// # Errors
     ///
     /// The host refused; writes then arrive as register writes, and the transport signals the eventfd itself.
-    fn bind(&self, address: u64, eventfd: &EventFd) -> io::Result<()>;
+    fn bind(&self, doorbell: Doorbell, eventfd: &EventFd) -> io::Result<()>;
 
     /// Undoes a [`Notify::bind`] with the same arguments.
     ///
     /// # Errors
     ///
     /// There was no such binding.
-    fn unbind(&self, address: u64, eventfd: &EventFd) -> io::Result<()>;
+    fn unbind(&self, doorbell: Doorbell, eventfd: &EventFd) -> io::Result<()>;
 }
 
 /// A queue in the hands of a device.

@@ -18,5 +18,5 @@ pub mod vsock;
 mod worker;
 
 pub(crate) use device::read_fields;
-pub use device::{Activation, ActiveQueue, Interrupt, Notify, StartError, VirtioDevice};
+pub use device::{Activation, ActiveQueue, Doorbell, Interrupt, Notify, StartError, VirtioDevice};
 pub use worker::{Handler, Worker};

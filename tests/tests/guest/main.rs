@@ -8,6 +8,7 @@ mod cpu;
 mod hotplug;
 mod lifecycle;
 mod memory;
+mod mmio;
 mod net;
 mod power;
 mod rng;

@@ -3,14 +3,14 @@
 use std::io;
 use std::sync::Arc;
 
-use devices::virtio::Notify;
+use devices::virtio::{Doorbell, Notify};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::io_error;
 use super::vm::Vm;
 
-/// The ioeventfds of a machine, for writes of any length and value.
+/// The ioeventfds of a machine.
 pub struct IoEvents {
     vm: Arc<VmFd>,
 }
@@ -25,15 +25,31 @@ impl IoEvents {
 }
 
 impl Notify for IoEvents {
-    fn bind(&self, address: u64, eventfd: &EventFd) -> io::Result<()> {
-        self.vm
-            .register_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch)
-            .map_err(io_error)
+    fn bind(&self, doorbell: Doorbell, eventfd: &EventFd) -> io::Result<()> {
+        match doorbell {
+            Doorbell::Any(address) => {
+                self.vm
+                    .register_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch)
+            }
+            Doorbell::Value { address, value } => {
+                self.vm
+                    .register_ioevent(eventfd, &IoEventAddress::Mmio(address), value)
+            }
+        }
+        .map_err(io_error)
     }
 
-    fn unbind(&self, address: u64, eventfd: &EventFd) -> io::Result<()> {
-        self.vm
-            .unregister_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch)
-            .map_err(io_error)
+    fn unbind(&self, doorbell: Doorbell, eventfd: &EventFd) -> io::Result<()> {
+        match doorbell {
+            Doorbell::Any(address) => {
+                self.vm
+                    .unregister_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch)
+            }
+            Doorbell::Value { address, value } => {
+                self.vm
+                    .unregister_ioevent(eventfd, &IoEventAddress::Mmio(address), value)
+            }
+        }
+        .map_err(io_error)
     }
 }

@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::metrics::{BalloonMetrics, DiskMetrics, NetMetrics, VsockMetrics};
-use api::request::{Counters, DeviceNode, PciDeviceInfo};
+use api::request::{Counters, DeviceNode};
 use devices::virtio::balloon::{Balloon, BalloonHandle, BalloonMetrics as BalloonCounters};
 use devices::virtio::block::{
     Block, BlockLimits, BlockMetrics, BlockResizer, BlockWatch, StopCause,
 };
 use devices::virtio::net::{Net, NetMetrics as NetCounters, Tap};
 use devices::virtio::vsock::{Vsock, VsockMetrics as VsockCounters};
+
+use super::transport::Place;
 
 /// What kind of device it is, and how its owner reaches it.
 pub(super) enum Kind {
@@ -60,9 +62,9 @@ impl Kind {
     }
 }
 
-/// A device on the PCI bus.
+/// A device of a machine.
 pub(super) struct Attached {
-    pub(super) slot: u8,
+    pub(super) place: Place,
     pub(super) kind: Kind,
 }
 
@@ -70,29 +72,19 @@ pub(super) struct Attached {
 #[derive(Default)]
 pub(super) struct AttachedDevices(BTreeMap<String, Attached>);
 
-/// Address of the function in `slot` of bus 0, as Linux writes it.
-fn bdf(slot: u8) -> String {
-    format!("0000:00:{slot:02x}.0")
-}
-
 impl AttachedDevices {
-    pub(super) fn insert(&mut self, id: &str, device: Attached) -> PciDeviceInfo {
-        let info = PciDeviceInfo {
-            id: id.to_owned(),
-            bdf: bdf(device.slot),
-        };
+    pub(super) fn insert(&mut self, id: &str, device: Attached) {
         self.0.insert(id.to_owned(), device);
-        info
     }
 
     pub(super) fn get(&self, id: &str) -> Option<&Attached> {
         self.0.get(id)
     }
 
-    /// The name of the device in `slot`.
-    pub(super) fn in_slot(&self, slot: u8) -> Option<&str> {
+    /// The name of the device at `place`.
+    pub(super) fn at(&self, place: Place) -> Option<&str> {
         let mut devices = self.0.iter();
-        let found = devices.find(|(_, device)| device.slot == slot);
+        let found = devices.find(|(_, device)| device.place == place);
         found.map(|(id, _)| id.as_str())
     }
 
@@ -104,7 +96,7 @@ impl AttachedDevices {
         let node = |(id, device): (&String, &Attached)| {
             let node = DeviceNode {
                 id: id.clone(),
-                pci_bdf: Some(bdf(device.slot)),
+                pci_bdf: device.place.bdf(),
                 engine: match &device.kind {
                     Kind::Disk { watch, .. } => watch.engine().map(|engine| engine.to_string()),
                     Kind::Net(_) | Kind::Vsock(_) | Kind::Balloon { .. } | Kind::Fixed => None,

@@ -98,8 +98,14 @@ fn assemble(
     devices::add_legacy(&buses, notices, config.pvpanic, started)?;
     let com1_gsi = devices::add_serial(&buses, &interrupts, resources.serial.as_deref())?;
     let events = devices::add_acpi(&buses, &interrupts, notices)?;
-    let (pci, bridge) = devices::add_pci(&buses, host, room.end())?;
-    let pci_slots = devices::add_pci_slots(&buses, &events, notices, &pci)?;
+    let (transport, bridge) = devices::add_transport(
+        &buses,
+        host,
+        room.end(),
+        config.transport(),
+        &events,
+        notices,
+    )?;
     let cpu_slots = devices::add_cpu_slots(&buses, &events, notices, &config.cpus)?;
     let watch: Arc<dyn Watch> = notices.clone();
     let around = Surroundings {
@@ -112,11 +118,10 @@ fn assemble(
     // From here on, whatever fails takes down what is there in the order that a machine has.
     let mut machine = Machine {
         vcpus: Vcpus::new(plan, around),
-        pci,
+        transport,
         attached: AttachedDevices::default(),
         serial: resources.serial.clone(),
         events,
-        pci_slots,
         cpu_slots,
         buses,
         interrupts,
@@ -157,12 +162,13 @@ fn assemble(
     };
     let tables = AcpiTables::build(&AcpiConfig {
         cpus: acpi_cpus,
-        pci: Some(bridge),
+        pci: bridge,
+        virtio_mmio: machine.transport.acpi_virtio_mmio(),
         com1_gsi,
         pvpanic: config.pvpanic,
         cmos: false,
         hotplug: AcpiHotplug {
-            pci_slots: true,
+            pci_slots: machine.transport.can_hotplug(),
             cpus: config.cpus.max_vcpus > 1,
             memory_slots,
         },

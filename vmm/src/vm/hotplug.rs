@@ -1,16 +1,14 @@
 //! What comes and goes while a machine lives.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use api::request::PciDeviceInfo;
 use devices::acpi::hotplug::HotplugError;
 use devices::pci::PciFunction;
 use devices::virtio::VirtioDevice;
-use devices::virtio::transport::pci::VirtioPci;
 
 use super::attached::{Attached, Kind};
 use super::build::BuildError;
 use super::machine::Machine;
+use super::transport::{Place, Wiring};
 
 /// What the guest has given up.
 #[derive(Debug, Default)]
@@ -24,16 +22,20 @@ pub(super) struct Gone {
 }
 
 impl Machine {
-    /// Puts `device` on the PCI bus before the guest runs.
+    /// Puts `device` into the next free place before the guest runs.
     pub(super) fn attach(
         &mut self,
         id: &str,
         device: impl VirtioDevice + 'static,
         kind: Kind,
     ) -> Result<(), BuildError> {
-        let slot = self.place(device)?;
-        self.pci_slots.occupy(slot)?;
-        self.attached.insert(id, Attached { slot, kind });
+        let wiring = Wiring {
+            memory: &self.memory.map,
+            interrupts: &self.interrupts,
+            notify: &self.notify,
+        };
+        let place = self.transport.attach(device, &wiring)?;
+        self.attached.insert(id, Attached { place, kind });
         Ok(())
     }
 
@@ -43,26 +45,11 @@ impl Machine {
         id: &str,
         function: impl PciFunction + 'static,
     ) -> Result<(), BuildError> {
-        let slot = self.pci.add(Arc::new(Mutex::new(function)))?;
-        self.pci_slots.occupy(slot)?;
+        let places = self.transport.pci().ok_or(BuildError::NoPci)?;
+        let place = places.attach_function(function)?;
         let kind = Kind::Fixed;
-        self.attached.insert(id, Attached { slot, kind });
+        self.attached.insert(id, Attached { place, kind });
         Ok(())
-    }
-
-    /// Puts `device` into the next free slot of the PCI bus.
-    fn place(&mut self, device: impl VirtioDevice + 'static) -> Result<u8, BuildError> {
-        let vectors = self
-            .interrupts
-            .vectors(VirtioPci::vector_count(&device))
-            .map_err(BuildError::host("MSI-X vectors for a virtio device"))?;
-        let function = VirtioPci::new(
-            Box::new(device),
-            self.memory.map.clone(),
-            vectors,
-            Arc::clone(&self.notify),
-        )?;
-        Ok(self.pci.add(Arc::new(Mutex::new(function)))?)
     }
 
     /// Puts `device` on the PCI bus while the guest runs, which is told of it.
@@ -72,44 +59,40 @@ impl Machine {
         device: impl VirtioDevice + 'static,
         kind: Kind,
     ) -> Result<PciDeviceInfo, BuildError> {
-        let slot = self.place(device)?;
-        if let Err(error) = self.pci_slots.insert(slot) {
-            // A guest that was not told of it does not use it.
-            let _ = self.pci_slots.withdraw(slot);
-            self.end(slot);
-            return Err(error.into());
-        }
-        Ok(self.attached.insert(id, Attached { slot, kind }))
+        let wiring = Wiring {
+            memory: &self.memory.map,
+            interrupts: &self.interrupts,
+            notify: &self.notify,
+        };
+        let places = self.transport.pci().ok_or(BuildError::NoPci)?;
+        let place = places.plug(device, &wiring)?;
+        self.attached.insert(id, Attached { place, kind });
+        Ok(PciDeviceInfo {
+            id: id.to_owned(),
+            bdf: place.bdf().unwrap_or_default(),
+        })
     }
 
-    /// Asks the guest to give up the device in `slot`.
-    pub(super) fn request_removal(&self, slot: u8) -> Result<(), HotplugError> {
-        self.pci_slots.request_removal(slot)
-    }
-
-    /// Ends the device in `slot`, and frees the slot.
-    fn end(&mut self, slot: u8) {
-        match self.pci.remove(slot) {
-            // Its worker ends before the descriptors that it uses are closed.
-            Ok(function) => function
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pause(),
-            Err(error) => tracing::error!(%error, slot, "a device that shall go is not there"),
+    /// Asks the guest to give up the device at `place`.
+    pub(super) fn request_removal(&mut self, place: Place) -> Result<(), BuildError> {
+        match (self.transport.pci(), place) {
+            (Some(places), Place::Pci(slot)) => Ok(places.request_removal(slot)?),
+            _ => Err(BuildError::NoPci),
         }
     }
 
-    /// Takes the device out of `slot`. Gives its name, if one was there.
+    /// Takes the device out of `slot` of the PCI bus. Gives its name, if one was there.
     fn detach(&mut self, slot: u8) -> Option<String> {
-        let id = self.attached.in_slot(slot)?.to_owned();
+        let id = self.attached.at(Place::Pci(slot))?.to_owned();
         self.attached.remove(&id);
-        self.end(slot);
+        self.transport.pci()?.end(slot);
         Some(id)
     }
 
     /// Frees what the guest has given up.
     pub(super) fn take_ejected(&mut self) -> Gone {
-        let slots = self.pci_slots.take_ejected();
+        let places = self.transport.pci();
+        let slots = places.map_or(0, |places| places.slots.take_ejected());
         let devices = (0..32)
             .filter(|slot| slots & 1 << slot != 0)
             .filter_map(|slot| self.detach(slot))

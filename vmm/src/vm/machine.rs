@@ -6,13 +6,13 @@ use std::sync::Arc;
 use api::metrics::Metrics;
 use api::request::{Counters, DeviceNode};
 use devices::acpi::EventDevice;
-use devices::acpi::hotplug::{CpuSlots, PciSlots};
-use devices::pci;
+use devices::acpi::hotplug::CpuSlots;
 use devices::virtio::Notify;
 use devices::virtio::balloon::BalloonHandle;
 
 use super::attached::AttachedDevices;
 use super::ram::MachineMemory;
+use super::transport::Transport;
 use super::vcpus::Vcpus;
 use crate::kvm::irq::Interrupts;
 use crate::kvm::vm::Vm;
@@ -23,11 +23,10 @@ use crate::wire::serial::SerialHost;
 /// descriptor, no memory.
 pub(super) struct Machine {
     pub(super) vcpus: Vcpus,
-    pub(super) pci: pci::Root,
+    pub(super) transport: Transport,
     pub(super) attached: AttachedDevices,
     pub(super) serial: Option<Arc<SerialHost>>,
     pub(super) events: EventDevice,
-    pub(super) pci_slots: PciSlots,
     pub(super) cpu_slots: CpuSlots,
     pub(super) buses: Buses,
     pub(super) interrupts: Arc<Interrupts>,
@@ -53,17 +52,17 @@ impl Machine {
 
     /// Returns when all devices have handed their queues back. vCPUs do not run.
     pub(super) fn pause_devices(&mut self) {
-        self.pci.pause();
+        self.transport.pause();
     }
 
     pub(super) fn resume_devices(&mut self) {
-        self.pci.resume();
+        self.transport.resume();
         if let Some(serial) = &self.serial {
             serial.resume();
         }
     }
 
-    /// The devices on the PCI bus.
+    /// The devices, with their places on the PCI bus if they have one.
     pub(super) fn device_tree(&self) -> BTreeMap<String, DeviceNode> {
         self.attached.tree()
     }

@@ -22,6 +22,7 @@ mod paused;
 pub mod ram;
 mod running;
 pub mod signals;
+mod transport;
 mod vcpus;
 
 pub use control::{Definition, Options, Outcome, RunError, run};

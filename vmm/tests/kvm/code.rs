@@ -73,6 +73,11 @@ impl Code {
         self.bytes(&[0xa1]).bytes(&address.to_le_bytes())
     }
 
+    /// `mov [address], eax`.
+    pub(crate) fn store_eax(self, address: u32) -> Self {
+        self.bytes(&[0xa3]).bytes(&address.to_le_bytes())
+    }
+
     /// `inc dword [address]`.
     pub(crate) fn increment(self, address: u32) -> Self {
         self.bytes(&[0xff, 0x05]).bytes(&address.to_le_bytes())

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use arch::kernel::BootProtocol;
 use arch::x86_64::boot::BootEntry;
 use devices::memory::GuestRam;
-use devices::virtio::Notify;
+use devices::virtio::{Doorbell, Notify};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm::kvm::capabilities::Host;
 use vmm::kvm::memory::{self, Backing};
@@ -170,7 +170,8 @@ fn notification_of_any_length_signals_the_eventfd_without_an_exit() {
 
     let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
     let events = IoEvents::new(&vm);
-    events.bind(NOTIFY.into(), &eventfd).unwrap();
+    let doorbell = Doorbell::Any(NOTIFY.into());
+    events.bind(doorbell, &eventfd).unwrap();
     let notices = Arc::new(Notices::new().unwrap());
     let memory = GuestRam::new(ram);
     let thread = VcpuThread::spawn(
@@ -184,8 +185,8 @@ fn notification_of_any_length_signals_the_eventfd_without_an_exit() {
     thread.resume();
     eventually("the end of the code", || word(&memory, SCRATCH) == 1);
     assert_eq!(eventfd.read().unwrap(), 3);
-    events.unbind(NOTIFY.into(), &eventfd).unwrap();
-    assert!(events.unbind(NOTIFY.into(), &eventfd).is_err());
+    events.unbind(doorbell, &eventfd).unwrap();
+    assert!(events.unbind(doorbell, &eventfd).is_err());
 }
 
 #[test]

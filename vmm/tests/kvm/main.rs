@@ -8,6 +8,7 @@ mod guest;
 mod hotplug;
 mod lifecycle;
 mod machine;
+mod mmio;
 mod net;
 mod process;
 mod virtio;

@@ -1,9 +1,11 @@
-//! A virtio device driven by a guest of a few instructions: the entropy device, whose requests are the simplest.
+//! A virtio device driven by a guest of a few instructions, by PCI and by MMIO: the entropy device, whose requests are the
+//! simplest.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use api::config::{PlatformConfig, Transport};
 use devices::memory::GuestRam;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
@@ -15,6 +17,12 @@ const CONFIG: u32 = 0xe800_0000 + (1 << 15);
 /// Its BAR, the first in the window.
 const COMMON: u32 = 0xc100_0000;
 const NOTIFY: u32 = COMMON + 0x3000;
+/// Its registers where there is no PCI bus: the first slot.
+const MMIO: u32 = 0xf800_0000;
+const MMIO_NOTIFY: u32 = MMIO + 0x50;
+const MMIO_STATUS: u32 = MMIO + 0x70;
+/// The interrupt of that slot.
+const MMIO_PIN: u32 = 5;
 
 const QUEUE_SIZE: u16 = 16;
 const DESCRIPTORS: u32 = 0x30_0000;
@@ -24,13 +32,36 @@ const BUFFERS: u32 = 0x31_0000;
 const BUFFER_LEN: u32 = 64;
 
 /// Set by the guest when the device is its own.
-const READY: u32 = SCRATCH;
+pub(crate) const READY: u32 = SCRATCH;
 /// Set by the test to have the guest notify the device.
 const KICK: u32 = SCRATCH + 4;
 
-/// Finds the device, negotiates VERSION_1, enables the queue, and notifies it whenever it is told to.
-fn driver() -> Code {
-    let code = Code::new()
+/// A machine whose guest finds the device, negotiates VERSION_1, enables the queue, and notifies it whenever it is told to.
+pub(crate) fn setup(transport: Transport) -> Setup {
+    let code = Code::new();
+    let (code, notify) = match transport {
+        Transport::Pci => (start_by_pci(code), NOTIFY),
+        Transport::Mmio => (start_by_mmio(code), MMIO_NOTIFY),
+    };
+    let code = code.store32(READY, 1);
+    let wait = code.here();
+    let code = code
+        .load_eax(KICK)
+        .test_eax(1)
+        .jump_if_zero(wait)
+        .store32(KICK, 0)
+        .store32(notify, 0)
+        .jump(wait);
+    let mut setup = Setup::new(code);
+    setup.config.platform = Some(PlatformConfig {
+        transport,
+        ..PlatformConfig::default()
+    });
+    setup
+}
+
+fn start_by_pci(code: Code) -> Code {
+    let code = code
         .store32(CONFIG + 4, 0x6) // memory space, bus master
         .store8(COMMON + 0x14, 0) // reset
         .store8(COMMON + 0x14, 1) // ACKNOWLEDGE
@@ -42,7 +73,7 @@ fn driver() -> Code {
         .store8(COMMON + 0x14, 1 | 2 | 8) // FEATURES_OK
         .store16(COMMON + 0x16, 0)
         .store16(COMMON + 0x18, QUEUE_SIZE);
-    let code = [(0x20, DESCRIPTORS), (0x28, AVAILABLE), (0x30, USED)]
+    [(0x20, DESCRIPTORS), (0x28, AVAILABLE), (0x30, USED)]
         .into_iter()
         .fold(code, |code, (register, address)| {
             code.store32(COMMON + register, address)
@@ -50,14 +81,28 @@ fn driver() -> Code {
         })
         .store16(COMMON + 0x1c, 1) // queue_enable
         .store8(COMMON + 0x14, 1 | 2 | 4 | 8) // DRIVER_OK
-        .store32(READY, 1);
-    let wait = code.here();
-    code.load_eax(KICK)
-        .test_eax(1)
-        .jump_if_zero(wait)
-        .store32(KICK, 0)
-        .store16(NOTIFY, 0)
-        .jump(wait)
+}
+
+fn start_by_mmio(code: Code) -> Code {
+    let code = code
+        .store32(MMIO_STATUS, 0) // reset
+        .store32(MMIO_STATUS, 1) // ACKNOWLEDGE
+        .store32(MMIO_STATUS, 1 | 2) // DRIVER
+        .store32(MMIO + 0x24, 1)
+        .store32(MMIO + 0x20, 1) // VIRTIO_F_VERSION_1
+        .store32(MMIO + 0x24, 0)
+        .store32(MMIO + 0x20, 0)
+        .store32(MMIO_STATUS, 1 | 2 | 8) // FEATURES_OK
+        .store32(MMIO + 0x30, 0)
+        .store32(MMIO + 0x38, QUEUE_SIZE.into());
+    [(0x80, DESCRIPTORS), (0x90, AVAILABLE), (0xa0, USED)]
+        .into_iter()
+        .fold(code, |code, (register, address)| {
+            code.store32(MMIO + register, address)
+                .store32(MMIO + register + 4, 0)
+        })
+        .store32(MMIO + 0x44, 1) // QueueReady
+        .store32(MMIO_STATUS, 1 | 2 | 4 | 8) // DRIVER_OK
 }
 
 fn address(at: u32) -> GuestAddress {
@@ -100,13 +145,12 @@ fn is_filled(memory: &GuestRam, index: u16) -> bool {
     buffer != [0; BUFFER_LEN as usize]
 }
 
-#[test]
-fn requests_are_served_before_and_after_a_pause_and_never_during_it() {
+fn serve_around_pauses(transport: Transport) {
     let Built {
         mut paused,
         resources: _resources,
         ..
-    } = Built::new(&Setup::new(driver()));
+    } = Built::new(&setup(transport));
     // The number of requests so far, as free-running as the ring's own.
     let requests = AtomicU16::new(0);
     for _ in 0..20 {
@@ -132,14 +176,92 @@ fn requests_are_served_before_and_after_a_pause_and_never_during_it() {
 }
 
 #[test]
-fn machine_with_a_running_device_leaves_no_thread_behind() {
-    let count = || std::fs::read_dir("/proc/self/task").unwrap().count();
-    let before = count();
-    let built = Built::new(&Setup::new(driver()));
+fn requests_are_served_before_and_after_a_pause_and_never_during_it() {
+    serve_around_pauses(Transport::Pci);
+}
+
+#[test]
+fn requests_by_mmio_are_served_before_and_after_a_pause_and_never_during_it() {
+    serve_around_pauses(Transport::Mmio);
+}
+
+#[test]
+fn machine_with_a_running_device_leaves_nothing_behind() {
+    let count = |what: &str| {
+        std::fs::read_dir(format!("/proc/self/{what}"))
+            .unwrap()
+            .count()
+    };
+    for transport in [Transport::Pci, Transport::Mmio] {
+        let threads = count("task");
+        let once = || {
+            let built = Built::new(&setup(transport));
+            let running = built.paused.resume();
+            eventually("the driver's start", || word(running.memory(), READY) == 1);
+            // The test, the vCPU and the device's worker at least.
+            assert!(count("task") >= threads + 2);
+        };
+        // The first one also makes what lasts as long as the process.
+        once();
+        eventually("the end of all threads", || count("task") == threads);
+        let descriptors = count("fd");
+        once();
+        eventually("the end of all threads", || count("task") == threads);
+        assert_eq!(count("fd"), descriptors);
+    }
+}
+
+#[test]
+fn interrupt_by_mmio_reaches_the_local_apic_and_is_acknowledged() {
+    const IOAPIC_INDEX: u32 = 0xfec0_0000;
+    const IOAPIC_DATA: u32 = 0xfec0_0010;
+    const LAPIC: u32 = 0xfee0_0000;
+    const VECTOR: u32 = 0x41;
+    /// Edges that the guest has seen.
+    const SEEN: u32 = SCRATCH + 8;
+    /// The interrupt status with the last one.
+    const STATUS: u32 = SCRATCH + 12;
+    let request = LAPIC + 0x200 + VECTOR / 32 * 0x10;
+
+    let code = Code::new()
+        .store32(LAPIC + 0xf0, 0x1ff) // the local APIC on
+        .store32(IOAPIC_INDEX, 0x11 + 2 * MMIO_PIN)
+        .store32(IOAPIC_DATA, 0)
+        .store32(IOAPIC_INDEX, 0x10 + 2 * MMIO_PIN)
+        .store32(IOAPIC_DATA, VECTOR); // edge-triggered, active high
+    let code = start_by_mmio(code).store32(READY, 1);
+    let wait = code.here();
+    // Interrupts are off: the local APIC holds one request, and the pin no level that would make another.
+    let code = code
+        .load_eax(KICK)
+        .test_eax(1)
+        .jump_if_zero(wait)
+        .store32(KICK, 0)
+        .store32(MMIO_NOTIFY, 0);
+    let pending = code.here();
+    let code = code
+        .load_eax(request)
+        .test_eax(1 << (VECTOR % 32))
+        .jump_if_zero(pending)
+        .load_eax(MMIO + 0x60)
+        .store_eax(STATUS)
+        .store32(MMIO + 0x64, 1) // InterruptACK
+        .load_eax(MMIO + 0x60)
+        .test_eax(0xffff_ffff)
+        .store_eax(SCRATCH + 16)
+        .increment(SEEN)
+        .stop();
+    let mut setup = Setup::new(code);
+    setup.config.platform = Some(PlatformConfig {
+        transport: Transport::Mmio,
+        ..PlatformConfig::default()
+    });
+    let built = Built::new(&setup);
     let running = built.paused.resume();
     eventually("the driver's start", || word(running.memory(), READY) == 1);
-    // The test, the vCPU and the device's worker at least.
-    assert!(count() >= before + 2);
-    drop(running);
-    eventually("the end of all threads", || count() == before);
+    assert_eq!(word(running.memory(), SEEN), 0);
+    push(running.memory(), 0);
+    eventually("the interrupt", || word(running.memory(), SEEN) == 1);
+    assert_eq!(word(running.memory(), STATUS), 1);
+    assert_eq!(word(running.memory(), SCRATCH + 16), 0, "acknowledged");
 }

@@ -430,3 +430,18 @@ fn watchdog_resets_unless_it_is_told_otherwise() {
     insta::assert_snapshot!("off".parse::<WatchdogAction>().unwrap_err(),
         @r#"bad value "off" for watchdog: expected one of reset, poweroff, shutdown, pause, none"#);
 }
+
+#[test]
+fn transport_by_mmio_has_no_place_for_a_device_on_pci() {
+    let mut config = bootable();
+    config.platform = Some("transport=mmio".parse().unwrap());
+    assert_eq!(config.transport(), Transport::Mmio);
+    config.validate().unwrap();
+    config.watchdog = true;
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"bad value true for watchdog: expected platform.transport Pci, as the watchdog is a device on the PCI bus");
+    config.platform = Some("transport=pci".parse().unwrap());
+    config.validate().unwrap();
+    insta::assert_snapshot!("transport=isa".parse::<PlatformConfig>().unwrap_err(),
+        @r#"bad value "isa" for transport: expected one of pci, mmio"#);
+}

@@ -184,6 +184,8 @@ pub(super) const EXPLAINED: &[Row] = &[
         SAID,
     ),
     ("PlatformConfig.num_pci_segments default", "-", "1", SAID),
+    ("PlatformConfig.transport *", "-", "*", "our own"),
+    ("Transport *", "-", "*", "our own"),
     ("DiskConfig.image_type default", "-", "Unknown", SAID),
     (
         "DiskConfig.num_queues minimum",

@@ -1,4 +1,4 @@
-//! The DSDT: PCI host bridge, event device, power button, serial port, pvpanic, soft-off, and what can be plugged in.
+//! The DSDT: PCI host bridge or virtio-mmio devices, event device, power button, serial port, pvpanic, soft-off, and what can be plugged in.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -10,7 +10,10 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 
 use super::aml::{Raw, device, name, to_bytes};
-use super::{AcpiConfig, AcpiPci, OEM_ID, OEM_REVISION, OEM_TABLE_ID, STATUS_WORKING, hotplug};
+use super::{
+    AcpiConfig, AcpiPci, AcpiVirtioMmio, OEM_ID, OEM_REVISION, OEM_TABLE_ID, STATUS_WORKING,
+    hotplug,
+};
 use crate::x86_64::layout::{
     ACPI_EVENT, AddressRange, COM_PORT_COUNT, COM1_PORT, EVENT_CPU_HOTPLUG, EVENT_MEMORY_HOTPLUG,
     EVENT_PCI_HOTPLUG, EVENT_POWER_BUTTON, GED_GSI, PCI_CONFIG_PORT, PCI_CONFIG_PORT_COUNT,
@@ -39,6 +42,8 @@ pub(super) fn build(config: &AcpiConfig) -> Vec<u8> {
             scans.push((EVENT_PCI_HOTPLUG, hotplug::pci::SCAN));
         }
     }
+    let virtio_mmio = (0..).zip(&config.virtio_mmio);
+    devices.extend(virtio_mmio.map(|(index, device)| virtio_mmio_device(index, device)));
     if hotplug.cpus {
         devices.push(hotplug::cpu::container(&config.cpus));
         scans.push((EVENT_CPU_HOTPLUG, hotplug::cpu::SCAN));
@@ -170,6 +175,24 @@ fn reserved_memory(range: AddressRange) -> Vec<u8> {
             &name("_HID", &EISAName::new("PNP0C02")),
             &name("_UID", &ZERO),
             &name("_CRS", &ResourceTemplate::new(vec![&memory])),
+        ],
+    )
+}
+
+/// A virtio device, by the identifier that Linux has for one with MMIO registers.
+fn virtio_mmio_device(index: u32, virtio: &AcpiVirtioMmio) -> Vec<u8> {
+    let registers = virtio.registers;
+    let registers = Memory32Fixed::new(true, registers.start as u32, registers.len as u32);
+    device(
+        &format!("VR{index:02X}"),
+        &[
+            &name("_HID", &"LNRO0005"),
+            &name("_UID", &index),
+            &name("_CCA", &ONE),
+            &name(
+                "_CRS",
+                &ResourceTemplate::new(vec![&registers, &interrupt(virtio.gsi)]),
+            ),
         ],
     )
 }

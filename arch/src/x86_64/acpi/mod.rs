@@ -31,6 +31,8 @@ const MIB: u64 = 1 << 20;
 const STATUS_WORKING: u8 = 0xf;
 /// The name of such a processor's device has three hexadecimal digits.
 const MAX_PLUGGABLE_CPUS: usize = 1 << 12;
+/// The name of such a device has two hexadecimal digits.
+const MAX_VIRTIO_MMIO: usize = 1 << 8;
 
 /// A processor as the MADT lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,15 @@ pub struct AcpiPci {
     pub mmio64: AddressRange,
 }
 
+/// A virtio device behind MMIO registers (virtio 1.2, section 4.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AcpiVirtioMmio {
+    /// Addresses of its registers.
+    pub registers: AddressRange,
+    /// Its edge-triggered interrupt.
+    pub gsi: u32,
+}
+
 /// What can come and go while the guest runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AcpiHotplug {
@@ -74,6 +85,8 @@ pub struct AcpiConfig {
     pub cpus: Vec<AcpiCpu>,
     /// The PCI host bridge, if there is one.
     pub pci: Option<AcpiPci>,
+    /// Virtio devices that are not on PCI.
+    pub virtio_mmio: Vec<AcpiVirtioMmio>,
     /// Interrupt of the first serial port at [`COM1_PORT`](super::layout::COM1_PORT), if there is one.
     pub com1_gsi: Option<u32>,
     /// There is a pvpanic device at [`PVPANIC_PORT`](super::layout::PVPANIC_PORT).
@@ -94,6 +107,12 @@ pub enum AcpiError {
         len: usize,
         /// Largest length.
         max: u64,
+    },
+    /// More virtio-mmio devices than there are names for.
+    #[error("there are {count} virtio-mmio devices, expected at most {MAX_VIRTIO_MMIO}")]
+    TooManyVirtioMmio {
+        /// How many there are.
+        count: usize,
     },
     /// More processors that can be plugged than there are names for.
     #[error("{count} processors can be plugged, expected at most {MAX_PLUGGABLE_CPUS}")]
@@ -130,6 +149,10 @@ impl AcpiTables {
         let count = config.cpus.len();
         if config.hotplug.cpus && count > MAX_PLUGGABLE_CPUS {
             return Err(AcpiError::TooManyCpus { count });
+        }
+        let count = config.virtio_mmio.len();
+        if count > MAX_VIRTIO_MMIO {
+            return Err(AcpiError::TooManyVirtioMmio { count });
         }
         let bios = AddressRange::new(RSDP_START.0 + TABLES_OFFSET, ACPI_AREA.len - TABLES_OFFSET);
         let dsdt = dsdt::build(config);

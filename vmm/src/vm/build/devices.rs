@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use api::config::{BalloonConfig, CpusConfig, HotplugMethod, MemoryConfig};
+use api::config::{self, BalloonConfig, CpusConfig, HotplugMethod, MemoryConfig};
 use arch::x86_64::acpi::AcpiPci;
+use arch::x86_64::layout::LayoutError;
 use arch::x86_64::{cpuid, layout};
 use devices::acpi::hotplug::{CpuSlots, MemorySlots, PciSlots};
 use devices::acpi::{EventDevice, POWER_REGISTERS_LEN, Power};
@@ -12,6 +13,7 @@ use devices::bus::{BusDevice, BusError, SharedDevice};
 use devices::legacy::{BootMark, DebugPort, I8042, PvPanic};
 use devices::pci;
 use devices::platform::Platform;
+use devices::virtio::transport::mmio::Slots;
 
 use super::BuildError;
 use crate::kvm::capabilities::Host;
@@ -21,6 +23,7 @@ use crate::vm::attached::Kind;
 use crate::vm::machine::Machine;
 use crate::vm::notices::Notices;
 use crate::vm::ram::{self, Growth, MEMORY_SLOTS};
+use crate::vm::transport::{PciPlaces, Transport};
 use crate::wire::balloon;
 use crate::wire::serial::SerialHost;
 
@@ -102,16 +105,46 @@ pub(super) fn add_acpi(
     Ok(events)
 }
 
+/// Adds the places of virtio devices, all empty, and tells where the PCI bus is found if there is one.
+pub(super) fn add_transport(
+    buses: &Buses,
+    host: &Host,
+    memory_end: u64,
+    asked: config::Transport,
+    events: &EventDevice,
+    notices: &Arc<Notices>,
+) -> Result<(Transport, Option<AcpiPci>), BuildError> {
+    match asked {
+        config::Transport::Pci => {
+            let (root, bridge) = add_pci(buses, host, memory_end)?;
+            let slots = add_pci_slots(buses, events, notices, &root)?;
+            Ok((Transport::Pci(PciPlaces { root, slots }), Some(bridge)))
+        }
+        config::Transport::Mmio => {
+            // Memory has to end within the address space all the same.
+            pci_window(host, memory_end)?;
+            let window = layout::VIRTIO_MMIO;
+            let slots = Slots::new(Arc::clone(&buses.mmio), window.start..window.end());
+            Ok((Transport::Mmio(slots), None))
+        }
+    }
+}
+
+/// The window for 64-bit BARs, from after `memory_end` to the end of the guest's address space.
+fn pci_window(host: &Host, memory_end: u64) -> Result<layout::AddressRange, LayoutError> {
+    let phys_bits = cpuid::physical_address_bits(host.cpuid()).min(MAX_PHYS_BITS);
+    layout::pci_mmio64(memory_end, phys_bits)
+}
+
 /// Adds an empty PCI bus, whose upper window begins after `memory_end`, the first address after all memory that there can
 /// be, and tells where it is found.
-pub(super) fn add_pci(
+fn add_pci(
     buses: &Buses,
     host: &Host,
     memory_end: u64,
 ) -> Result<(pci::Root, AcpiPci), BuildError> {
-    let phys_bits = cpuid::physical_address_bits(host.cpuid()).min(MAX_PHYS_BITS);
     let low = layout::PCI_MMIO32;
-    let high = layout::pci_mmio64(memory_end, phys_bits)?;
+    let high = pci_window(host, memory_end)?;
     let windows = pci::Windows {
         low: low.start..low.end(),
         high: high.start..high.end(),
@@ -135,7 +168,7 @@ pub(super) fn add_pci(
 
 /// Adds the registers by which functions on the PCI bus come and go. All that are on the bus from the start are told of
 /// by [`Machine::attach`].
-pub(super) fn add_pci_slots(
+fn add_pci_slots(
     buses: &Buses,
     events: &EventDevice,
     notices: &Arc<Notices>,
@@ -215,8 +248,20 @@ mod tests {
     use devices::acpi::hotplug::units::Status;
     use devices::acpi::hotplug::{cpu, memory, pci, units};
     use devices::acpi::{Event, RESET_VALUE, SLEEP_TYPE_S5};
+    use devices::virtio::transport::mmio::SLOT_LEN;
 
     use super::*;
+
+    #[test]
+    fn virtio_mmio_slots_are_where_the_tables_tell_the_guest() {
+        assert_eq!(SLOT_LEN, layout::VIRTIO_MMIO_SLOT_LEN);
+        let window = layout::VIRTIO_MMIO;
+        let slots = Slots::new(Arc::default(), window.start..window.end());
+        for index in (0..).take_while(|index| layout::virtio_mmio_slot(*index).is_some()) {
+            let told = layout::virtio_mmio_slot(index).map(|(registers, _)| registers.start);
+            assert_eq!(slots.address(index), told);
+        }
+    }
 
     #[test]
     fn devices_answer_to_what_the_tables_tell_the_guest() {

@@ -13,6 +13,7 @@ use devices::bus::BusError;
 use devices::pci::RootError;
 use devices::virtio::balloon::BalloonError;
 use devices::virtio::mem::MemError;
+use devices::virtio::transport::mmio::SlotsError;
 use devices::virtio::transport::pci::VirtioPciError;
 use vm_memory::GuestMemoryError;
 
@@ -86,6 +87,23 @@ pub enum BuildError {
     /// More devices than the PCI bus has room for.
     #[error("cannot put a device on the PCI bus")]
     Pci(#[from] RootError),
+    /// More devices than there are places for without a PCI bus.
+    #[error(
+        "platform.transport is Mmio, which has places for {count} devices, and the VM has more: expected fewer devices, or \
+         transport Pci"
+    )]
+    MmioSlots {
+        /// How many places there are.
+        count: usize,
+    },
+    /// A place for a virtio device without a PCI bus.
+    #[error("cannot add a virtio device")]
+    Mmio(#[from] SlotsError),
+    /// Something needs a PCI bus, and there is none.
+    #[error(
+        "platform.transport is Mmio, which has no PCI bus for devices that come and go: expected transport Pci"
+    )]
+    NoPci,
     /// A virtio device cannot be put on PCI.
     #[error("cannot add a virtio device")]
     Virtio(#[from] VirtioPciError),
@@ -126,6 +144,8 @@ impl BuildError {
             | Self::Initramfs { .. }
             | Self::Boot(_)
             | Self::Pci(_)
+            | Self::MmioSlots { .. }
+            | Self::NoPci
             | Self::Mem(_)
             | Self::Balloon(BalloonError::Size(_)) => true,
             Self::Net(error) => error.is_configuration(),

@@ -310,7 +310,10 @@ impl Control {
             .into());
         }
         let answer = match &mut self.slot {
-            Slot::Live(live) => plug(live, &mut config, &id, &descriptors)?,
+            Slot::Live(live) => {
+                check_hotplug(verb, live)?;
+                plug(live, &mut config, &id, &descriptors)?
+            }
             _ => Reply::Done,
         };
         let definition = self.slot.definition_mut();
@@ -337,12 +340,13 @@ impl Control {
             }
             Slot::Live(live) => {
                 check_removable(&live.definition.config, id)?;
-                let machine = live.machine();
+                check_hotplug(VERB, live)?;
+                let (machine, ..) = live.parts();
                 let device = machine.attached.get(id).ok_or_else(|| unknown(id))?;
-                match machine.request_removal(device.slot) {
+                match machine.request_removal(device.place) {
                     Ok(()) => Ok(Reply::Done),
                     // The guest gave it up just now.
-                    Err(HotplugError::Empty { .. }) => Err(unknown(id)),
+                    Err(BuildError::Hotplug(HotplugError::Empty { .. })) => Err(unknown(id)),
                     Err(error) => Err(ApiError::failed(VERB, &error)),
                 }
             }
@@ -398,6 +402,14 @@ fn not_limited(config: &VmConfig, id: &str) -> ApiError {
 
 fn unknown(id: &str) -> ApiError {
     ApiError::UnknownDevice { id: id.to_owned() }
+}
+
+/// Whether devices can come to the machine and go.
+fn check_hotplug(verb: &'static str, live: &Live) -> Result<(), ApiError> {
+    if live.machine().transport.can_hotplug() {
+        return Ok(());
+    }
+    Err(ApiError::refused(verb, &BuildError::NoPci))
 }
 
 /// Whether `id` is a device that can go.

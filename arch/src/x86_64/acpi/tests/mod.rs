@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use vm_memory::GuestMemoryMmap;
 
 use super::*;
-use crate::x86_64::layout::{COM1_GSI, PCI_ECAM, PCI_ECAM_RESERVED, PCI_MMIO32};
+use crate::x86_64::layout::{COM1_GSI, PCI_ECAM, PCI_ECAM_RESERVED, PCI_MMIO32, virtio_mmio_slot};
 
 fn config(cpus: u32) -> AcpiConfig {
     AcpiConfig {
@@ -24,6 +24,7 @@ fn config(cpus: u32) -> AcpiConfig {
             mmio32: PCI_MMIO32,
             mmio64: AddressRange::new(0x1_0000_0000, 0xff_0000_0000),
         }),
+        virtio_mmio: Vec::new(),
         com1_gsi: Some(COM1_GSI),
         pvpanic: true,
         cmos: false,
@@ -205,6 +206,48 @@ fn devices_that_are_absent_are_not_in_the_dsdt() {
     for name in [&b"PWRB"[..], b"GED_", b"_S5_", b"ACPI0013"] {
         assert!(contains(&without[1], name));
     }
+}
+
+#[test]
+fn virtio_mmio_devices_have_their_registers_and_an_edge_of_their_own() {
+    let device = |index| {
+        let (registers, gsi) = virtio_mmio_slot(index).unwrap();
+        AcpiVirtioMmio { registers, gsi }
+    };
+    let config = AcpiConfig {
+        pci: None,
+        virtio_mmio: (0..17).map(device).collect(),
+        ..config(1)
+    };
+    let dsdt = walk(&AcpiTables::build(&config).unwrap()).remove(1);
+    for (index, device) in config.virtio_mmio.iter().enumerate() {
+        assert!(contains(&dsdt, format!("VR{index:02X}").as_bytes()));
+        // Memory32Fixed that can be written, then an Interrupt consumed, edge, active high, exclusive (ACPI 6.5, 6.4.3).
+        let mut resources = vec![0x86, 9, 0, 1];
+        resources.extend((device.registers.start as u32).to_le_bytes());
+        resources.extend(0x1000_u32.to_le_bytes());
+        resources.extend([0x89, 6, 0, 0b11, 1]);
+        resources.extend(device.gsi.to_le_bytes());
+        assert!(contains(&dsdt, &resources), "slot {index}");
+    }
+    let identifiers = dsdt.windows(8).filter(|bytes| bytes == b"LNRO0005");
+    assert_eq!(identifiers.count(), 17);
+}
+
+#[test]
+fn more_virtio_mmio_devices_than_names_are_refused() {
+    let device = AcpiVirtioMmio {
+        registers: AddressRange::new(0xf800_0000, 0x1000),
+        gsi: 5,
+    };
+    let config = AcpiConfig {
+        virtio_mmio: vec![device; 257],
+        ..config(1)
+    };
+    assert!(matches!(
+        AcpiTables::build(&config),
+        Err(AcpiError::TooManyVirtioMmio { count: 257 })
+    ));
 }
 
 #[test]

@@ -171,6 +171,31 @@ impl TransportCore {
         self.queues.get_mut(usize::from(index))
     }
 
+    /// Disables queue `index`, for faces whose drivers may do so without a reset. A device that runs finishes what it has
+    /// begun, and goes on with the other queues; one that cannot be without this queue needs a reset.
+    pub fn disable_queue(&mut self, index: u16) {
+        let Some(registers) = self.queues.get_mut(usize::from(index)) else {
+            return;
+        };
+        if !registers.enabled() {
+            return;
+        }
+        registers.disable();
+        let keep = |queue: &ActiveQueue| queue.index != index;
+        match std::mem::replace(&mut self.life, Life::Idle) {
+            Life::Idle => {}
+            Life::Running => {
+                let mut queues = self.device.stop();
+                queues.retain(keep);
+                self.start(queues);
+            }
+            Life::Paused(mut queues) => {
+                queues.retain(keep);
+                self.life = Life::Paused(queues);
+            }
+        }
+    }
+
     /// Reads device configuration space.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
         self.device.read_config(offset, data);

@@ -125,9 +125,13 @@ impl QueueRegisters {
         }
     }
 
-    /// Enables the queue. Only a reset disables it.
+    /// Enables the queue.
     pub fn enable(&mut self) {
         self.enabled = true;
+    }
+
+    pub(super) fn disable(&mut self) {
+        self.enabled = false;
     }
 
     /// Checks the registers against `memory` and makes a new queue of them.

@@ -41,6 +41,16 @@ impl Signals {
         Isr::from_bits_truncate(self.isr.swap(0, Ordering::AcqRel))
     }
 
+    /// Interrupt status, as it is.
+    pub fn isr(&self) -> Isr {
+        Isr::from_bits_truncate(self.isr.load(Ordering::Acquire))
+    }
+
+    /// Clears bits of the interrupt status.
+    pub fn acknowledge(&self, isr: Isr) {
+        self.isr.fetch_and(!isr.bits(), Ordering::AcqRel);
+    }
+
     /// Sets bits of the interrupt status.
     pub fn add_isr(&self, isr: Isr) {
         self.isr.fetch_or(isr.bits(), Ordering::AcqRel);

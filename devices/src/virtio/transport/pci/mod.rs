@@ -8,7 +8,7 @@ mod interrupt;
 mod layout;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod window;
 
 use std::io;
@@ -23,7 +23,7 @@ use super::core::{Signals, TransportCore};
 use crate::memory::GuestRam;
 use crate::pci::{BarChange, ConfigSpace, Identity, Msi, Msix, PciFunction};
 use crate::throttle::Throttle;
-use crate::virtio::{Interrupt, Notify, VirtioDevice};
+use crate::virtio::{Doorbell, Interrupt, Notify, VirtioDevice};
 
 const VENDOR: u16 = 0x1af4;
 const SUBSYSTEM: u16 = 0x1100;
@@ -168,8 +168,8 @@ impl VirtioPci {
     /// Binds the notification registers of all queues at the BAR address `base`.
     fn bind(&mut self, base: u64) {
         let bind = |(index, eventfd)| {
-            let address = base + self.layout.notify_offset(index);
-            let result = self.notify.bind(address, eventfd);
+            let doorbell = Doorbell::Any(base + self.layout.notify_offset(index));
+            let result = self.notify.bind(doorbell, eventfd);
             if let Err(error) = &result
                 && let Some(suppressed) = UNBOUND.allow()
             {
@@ -194,9 +194,8 @@ impl VirtioPci {
         for ((index, eventfd), bound) in (0..).zip(self.core.notifiers()).zip(bound) {
             if bound {
                 // Was bound with the same arguments.
-                let _ = self
-                    .notify
-                    .unbind(base + self.layout.notify_offset(index), eventfd);
+                let doorbell = Doorbell::Any(base + self.layout.notify_offset(index));
+                let _ = self.notify.unbind(doorbell, eventfd);
             }
         }
     }

@@ -140,7 +140,7 @@ proptest! {
         machine.write_config(0x10, &(at.bar as u32).to_le_bytes());
         machine.write_config(0x14, &((at.bar >> 32) as u32).to_le_bytes());
         machine.write_config(0x04, &[6, 0]);
-        prop_assert_eq!(machine.bindings.addresses(), [at.notify, at.notify + 4]);
+        prop_assert_eq!(machine.bound(), [at.notify, at.notify + 4]);
         machine.negotiate();
         machine.set_queue(0, &rings[0]);
         machine.driver_ok();

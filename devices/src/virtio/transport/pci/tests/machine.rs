@@ -1,13 +1,8 @@
 //! A machine with one virtio device on PCI, seen from the guest.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::super::VirtioPci;
@@ -15,120 +10,14 @@ use crate::bus::Bus;
 use crate::memory::GuestRam;
 use crate::pci::{ECAM_LEN, Msi, MsiMessage, Root, Windows};
 use crate::state::{Persist, Section, StateError};
-use crate::virtio::driver::{self, Ring};
-use crate::virtio::{Activation, ActiveQueue, Interrupt, Notify, StartError, VirtioDevice};
+use crate::virtio::driver::Ring;
+pub(super) use crate::virtio::transport::tests::*;
+use crate::virtio::{Doorbell, Notify};
 
 pub(super) const ECAM: u64 = 0xe000_0000;
 pub(super) const LOW: u64 = 0xc000_0000;
 pub(super) const HIGH: u64 = 0x10_0000_0000;
-pub(super) const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
-    | 1 << VIRTIO_RING_F_INDIRECT_DESC
-    | 1 << VIRTIO_RING_F_EVENT_IDX
-    | 1 << 5;
 pub(super) const VECTORS: u16 = 3;
-/// A device ID that is neither block nor net.
-const DEVICE_ID: u16 = 42;
-
-/// What became of the device, for the test to look at.
-#[derive(Default)]
-pub(super) struct Log {
-    pub(super) starts: u32,
-    pub(super) stops: u32,
-    pub(super) resets: u32,
-    pub(super) features: u64,
-    pub(super) fail_start: bool,
-    pub(super) queues: Vec<ActiveQueue>,
-    pub(super) interrupt: Option<Arc<dyn Interrupt>>,
-}
-
-/// A device that keeps its queues, and does nothing with them.
-pub(super) struct Idle {
-    log: Arc<Mutex<Log>>,
-    config: [u8; 8],
-}
-
-pub(super) fn idle() -> Idle {
-    Idle {
-        log: Arc::default(),
-        config: [1, 2, 3, 4, 5, 6, 7, 8],
-    }
-}
-
-impl VirtioDevice for Idle {
-    fn device_id(&self) -> u16 {
-        DEVICE_ID
-    }
-
-    fn name(&self) -> &str {
-        "idle"
-    }
-
-    fn features(&self) -> u64 {
-        FEATURES
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &[16, 8]
-    }
-
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        for (value, target) in self.config.iter().skip(offset as usize).zip(data) {
-            *target = *value;
-        }
-    }
-
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
-        for (value, new) in self.config.iter_mut().skip(offset as usize).zip(data) {
-            *value = *new;
-        }
-    }
-
-    fn start(&mut self, activation: Activation) -> Result<(), StartError> {
-        let mut log = self.log.lock().unwrap();
-        if log.fail_start {
-            return Err(StartError::QueueMissing(1));
-        }
-        assert!(log.interrupt.is_none(), "started twice");
-        log.starts += 1;
-        log.features = activation.features;
-        log.queues = activation.queues;
-        log.interrupt = Some(activation.interrupt);
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Vec<ActiveQueue> {
-        let mut log = self.log.lock().unwrap();
-        if log.interrupt.take().is_none() {
-            return Vec::new();
-        }
-        log.stops += 1;
-        std::mem::take(&mut log.queues)
-    }
-
-    fn reset(&mut self) {
-        let mut log = self.log.lock().unwrap();
-        assert!(log.interrupt.is_none(), "reset while running");
-        log.resets += 1;
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-struct IdleState {
-    config: [u8; 8],
-}
-
-impl Persist for Idle {
-    fn save(&self) -> Section {
-        let Self { log: _, config } = self;
-        Section::new("idle", 1, &IdleState { config: *config })
-    }
-
-    fn restore(&mut self, section: &Section) -> Result<(), StateError> {
-        let IdleState { config } = section.decode("idle", 1)?;
-        self.config = config;
-        Ok(())
-    }
-}
 
 /// Vectors that behave as an interrupt controller's: a connected one takes the count of its eventfd as an interrupt.
 pub(super) struct Vectors {
@@ -179,34 +68,6 @@ impl Msi for Vectors {
     }
 }
 
-/// Notification addresses, and the descriptors they signal.
-#[derive(Default)]
-pub(super) struct Bindings(Mutex<BTreeMap<u64, i32>>);
-
-impl Bindings {
-    pub(super) fn addresses(&self) -> Vec<u64> {
-        self.0.lock().unwrap().keys().copied().collect()
-    }
-}
-
-impl Notify for Bindings {
-    fn bind(&self, address: u64, eventfd: &EventFd) -> io::Result<()> {
-        assert_eq!(
-            self.0.lock().unwrap().insert(address, eventfd.as_raw_fd()),
-            None
-        );
-        Ok(())
-    }
-
-    fn unbind(&self, address: u64, eventfd: &EventFd) -> io::Result<()> {
-        assert_eq!(
-            self.0.lock().unwrap().remove(&address),
-            Some(eventfd.as_raw_fd())
-        );
-        Ok(())
-    }
-}
-
 /// A register of the common configuration: offset and width.
 #[derive(Clone, Copy)]
 pub(super) struct Register(pub(super) u64, pub(super) usize);
@@ -228,12 +89,6 @@ pub(super) const QUEUE_DESC: Register = Register(0x20, 8);
 pub(super) const QUEUE_DRIVER: Register = Register(0x28, 8);
 pub(super) const QUEUE_DEVICE: Register = Register(0x30, 8);
 
-pub(super) const ACKNOWLEDGE: u64 = 1;
-pub(super) const DRIVER: u64 = 2;
-pub(super) const DRIVER_OK: u64 = 4;
-pub(super) const FEATURES_OK: u64 = 8;
-pub(super) const NEEDS_RESET: u64 = 64;
-
 /// A register group by its capability: offset in the BAR and length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Group {
@@ -241,7 +96,7 @@ pub(super) struct Group {
     pub(super) len: u64,
 }
 
-pub(super) struct Machine {
+pub(in crate::virtio::transport) struct Machine {
     pub(super) memory: GuestRam,
     pub(super) mmio: Arc<Bus>,
     pub(super) root: Root,
@@ -251,7 +106,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Memory from 0 to 1 MiB but for a hole at 0x80000 of 0x10000 bytes; the device is 00:01.0, with decoding on.
+    /// The device is 00:01.0, with decoding on.
     pub(super) fn new() -> Self {
         let machine = Self::powered_on();
         machine.write_config(0x04, &0x0006_u16.to_le_bytes());
@@ -260,7 +115,7 @@ impl Machine {
 
     /// As [`Machine::new`], with decoding off.
     pub(super) fn powered_on() -> Self {
-        let memory = driver::memory(&[(0, 0x80000), (0x90000, 0x70000)]);
+        let memory = memory();
         let mmio = Arc::new(Bus::new());
         let windows = Windows {
             low: LOW..LOW + 0x100_0000,
@@ -269,7 +124,7 @@ impl Machine {
         let mut root = Root::new(Arc::clone(&mmio), windows);
         mmio.insert(ECAM, ECAM_LEN, root.ecam()).unwrap();
         let device = idle();
-        let log = Arc::clone(&device.log);
+        let log = device.log();
         let msi = Vectors::new(VECTORS);
         let bindings = Arc::new(Bindings::default());
         let function = VirtioPci::new(
@@ -287,20 +142,6 @@ impl Machine {
             msi,
             bindings,
         }
-    }
-
-    pub(super) fn log(&self) -> std::sync::MutexGuard<'_, Log> {
-        self.log.lock().unwrap()
-    }
-
-    /// How often the device was started and stopped.
-    pub(super) fn runs(&self) -> (u32, u32) {
-        let log = self.log();
-        (log.starts, log.stops)
-    }
-
-    pub(super) fn interrupt(&self) -> Arc<dyn Interrupt> {
-        self.log().interrupt.clone().expect("the device runs")
     }
 
     pub(super) fn read_config<const N: usize>(&self, offset: u64) -> [u8; N] {
@@ -374,23 +215,6 @@ impl Machine {
         );
     }
 
-    pub(super) fn accept_features(&self, features: u64) {
-        for page in 0..2 {
-            self.write(DRIVER_FEATURE_SELECT, page);
-            self.write(DRIVER_FEATURE, features >> (32 * page) & 0xffff_ffff);
-        }
-    }
-
-    /// Everything up to the queues, with all features.
-    pub(super) fn negotiate(&self) {
-        self.write(STATUS, 0);
-        self.write(STATUS, ACKNOWLEDGE);
-        self.write(STATUS, ACKNOWLEDGE | DRIVER);
-        self.accept_features(FEATURES);
-        self.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
-        assert_eq!(self.read(STATUS), ACKNOWLEDGE | DRIVER | FEATURES_OK);
-    }
-
     pub(super) fn set_queue(&self, index: u16, ring: &Ring) {
         self.write(QUEUE_SELECT, u64::from(index));
         self.write(QUEUE_SIZE, u64::from(ring.size()));
@@ -404,10 +228,6 @@ impl Machine {
             self.write(Register(register.0 + 4, 4), address >> 32);
         }
         self.write(QUEUE_ENABLE, 1);
-    }
-
-    pub(super) fn driver_ok(&self) {
-        self.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     }
 
     /// A device that runs with both queues, and the rings.
@@ -424,6 +244,16 @@ impl Machine {
         machine.driver_ok();
         assert_eq!(machine.log().starts, 1);
         (machine, rings)
+    }
+
+    /// Addresses that are bound to eventfds.
+    pub(super) fn bound(&self) -> Vec<u64> {
+        let address = |doorbell| match doorbell {
+            Doorbell::Any(address) => address,
+            Doorbell::Value { .. } => panic!("{doorbell:?}"),
+        };
+        let doorbells = self.bindings.doorbells().into_iter();
+        doorbells.map(address).collect()
     }
 
     /// The address of the MSI-X table entry of `vector`.
@@ -454,9 +284,81 @@ impl Machine {
         self.mmio
             .write(entry + 12, &u32::from(masked).to_le_bytes());
     }
+}
 
-    /// Whether queue `index`, as the device has it, was notified since it was last asked.
-    pub(super) fn take_notification(&self, index: usize) -> bool {
-        self.log().queues[index].notify.read().is_ok()
+impl Face for Machine {
+    fn new() -> Self {
+        Self::new()
+    }
+
+    fn memory(&self) -> &GuestRam {
+        &self.memory
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap()
+    }
+
+    fn get(&self, field: Field) -> u64 {
+        self.read(register(field))
+    }
+
+    fn set(&self, field: Field, value: u64) {
+        self.write(register(field), value);
+    }
+
+    fn max_size(&self) -> u64 {
+        self.read(QUEUE_SIZE)
+    }
+
+    fn read_device_config(&self, offset: u64, data: &mut [u8]) {
+        let at = self.bar() + self.group(4).offset;
+        self.mmio.read(at + offset, data);
+    }
+
+    fn write_device_config(&self, offset: u64, data: &[u8]) {
+        let at = self.bar() + self.group(4).offset;
+        self.mmio.write(at + offset, data);
+    }
+
+    fn ring_doorbell(&self, queue: u16) {
+        self.write(QUEUE_SELECT, queue.into());
+        let multiplier = u32::from_le_bytes(self.read_config(self.capability(2) + 16));
+        let offset = self.read(QUEUE_NOTIFY_OFF) * u64::from(multiplier);
+        let notify = self.bar() + self.group(2).offset;
+        self.mmio.write(notify + offset, &queue.to_le_bytes());
+    }
+
+    fn pause(&mut self) {
+        self.root.pause();
+    }
+
+    fn resume(&mut self) {
+        self.root.resume();
+    }
+
+    fn save(&self) -> Section {
+        self.root.save()
+    }
+
+    fn restore(&mut self, section: &Section) -> Result<(), StateError> {
+        self.root.restore(section)
+    }
+}
+
+fn register(field: Field) -> Register {
+    match field {
+        Field::Status => STATUS,
+        Field::Generation => GENERATION,
+        Field::DeviceFeatureSelect => DEVICE_FEATURE_SELECT,
+        Field::DeviceFeature => DEVICE_FEATURE,
+        Field::DriverFeatureSelect => DRIVER_FEATURE_SELECT,
+        Field::DriverFeature => DRIVER_FEATURE,
+        Field::QueueSelect => QUEUE_SELECT,
+        Field::QueueSize => QUEUE_SIZE,
+        Field::QueueEnable => QUEUE_ENABLE,
+        Field::Descriptors => QUEUE_DESC,
+        Field::Available => QUEUE_DRIVER,
+        Field::Used => QUEUE_DEVICE,
     }
 }

@@ -6,3 +6,5 @@ mod msix;
 mod negotiation;
 mod queues;
 mod saved;
+
+pub(in crate::virtio::transport) use machine::Machine;
