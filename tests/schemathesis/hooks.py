@@ -25,7 +25,7 @@ UNSAID = re.compile(
     r"|together with size"
     r"|for queue_affinity: "
     r"|rate_limit_group"
-    r"|for balloon\b"
+    r"|for (desired_)?balloon\b"
 )
 
 

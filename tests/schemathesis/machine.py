@@ -11,6 +11,8 @@ CONFIG = {
     "memory": {"size": 16 << 20, "hotplug_size": 128 << 20},
     "disks": [{"id": "root", "path": "/shared/disk.img"}],
     "net": [{"id": "lan"}],
+    "balloon": {"size": 0},
+    "watchdog": True,
 }
 
 # The state that vm.info tells, and the verbs that lead from no machine to it.
