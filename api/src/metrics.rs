@@ -94,6 +94,16 @@ pub struct NetMetrics {
     pub tx_packets: u64,
     /// Their bytes.
     pub tx_bytes: u64,
+    /// Whether the guest's link is up.
+    pub link_up: bool,
+    /// Times that its link went down.
+    pub link_downs: u64,
+    /// Times that receiving waited, by cause, as in `no_buffers`.
+    pub rx_waits: BTreeMap<&'static str, u64>,
+    /// Times that sending waited, by cause, as in `no_room`.
+    pub tx_waits: BTreeMap<&'static str, u64>,
+    /// Commands of the guest, by what became of them, as in `done`.
+    pub commands: BTreeMap<&'static str, u64>,
     /// Packets and buffers for receiving that did not make it, by cause, as in `too_long`.
     pub rx_errors: BTreeMap<&'static str, u64>,
     /// Packets from the guest that did not make it, by cause, as in `link_down`.

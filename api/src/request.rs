@@ -57,7 +57,9 @@ pub enum Request {
     Resize(ResizeConfig),
     /// Change the size of a disk. `vm.resize-disk`.
     ResizeDisk(ResizeDiskConfig),
-    /// Change the limits of a disk, or of a group of disks. `vm.set-rate-limiter`, which is not Cloud Hypervisor's.
+    /// Set the link of a network up or down. `vm.set-link`.
+    SetLink(SetLinkConfig),
+    /// Change the limits of a disk, a network or a group of disks. `vm.set-rate-limiter`, which is not Cloud Hypervisor's.
     SetRateLimiter(SetRateLimiterConfig),
     /// Add a disk. `vm.add-disk`.
     AddDisk {
@@ -103,6 +105,7 @@ impl Request {
             Self::Coredump(_) => "vm.coredump",
             Self::Resize(_) => "vm.resize",
             Self::ResizeDisk(_) => "vm.resize-disk",
+            Self::SetLink(_) => "vm.set-link",
             Self::SetRateLimiter(_) => "vm.set-rate-limiter",
             Self::AddDisk { .. } => "vm.add-disk",
             Self::AddNet { .. } => "vm.add-net",
@@ -144,12 +147,23 @@ pub struct ResizeDiskConfig {
     pub desired_size: u64,
 }
 
+/// The body of `vm.set-link`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = VmSetLink)]
+pub struct SetLinkConfig {
+    /// Name of the network.
+    pub id: String,
+    /// Whether its link is up. On one that is down, packets of both directions are lost.
+    pub up: bool,
+}
+
 /// The body of `vm.set-rate-limiter`: the limits of a device, or of a group. Either is named.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schema(as = VmSetRateLimiter)]
 pub struct SetRateLimiterConfig {
-    /// Name of a disk that is in no group.
+    /// Name of a network, or of a disk that is in no group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Name of one of the machine's `rate_limit_groups`.
@@ -173,7 +187,7 @@ impl SetRateLimiterConfig {
             (Some(_), None) | (None, Some(_)) => Ok(()),
             (None, None) => Err(ConfigError::missing(
                 "id",
-                "the id of a disk, or a rate_limit_group in its place",
+                "the id of a disk or a network, or a rate_limit_group in its place",
             )),
             (Some(_), Some(group)) => Err(ConfigError::invalid(
                 "rate_limit_group",

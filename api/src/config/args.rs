@@ -54,8 +54,10 @@ pub struct VmArgs {
     #[arg(long, value_name = "id=NAME,...", action = ArgAction::Append, num_args = 1..)]
     pub rate_limit_group: Vec<RateLimitGroupConfig>,
 
-    /// A network on a tap, which is made when there is none. May be repeated. Keys: tap=NAME or fd=N, mac=ADDRESS,
-    /// ip=ADDRESS with mask=MASK, mtu=N, id=NAME, queue_size=N, and offload_tso, offload_ufo, offload_csum, each =on|off.
+    /// A network on a tap, which is made when there is none, or on a macvtap. May be repeated. Keys: tap=NAME, fd=N or
+    /// fd=[N,...], mac=ADDRESS, ip=ADDRESS with mask=MASK, mtu=N, id=NAME, num_queues=N (2 for each queue of the tap),
+    /// queue_size=N, link, offload_tso, offload_ufo, offload_csum, each =on|off, and limits as for --disk, for each direction
+    /// by itself.
     #[arg(long, value_name = "tap=NAME,...", action = ArgAction::Append, num_args = 1..)]
     pub net: Vec<NetConfig>,
 

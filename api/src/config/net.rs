@@ -15,15 +15,18 @@ use super::{ConfigError, MacAddr, RateLimiterConfig};
 const MAX_TAP_NAME: usize = 15;
 /// Smallest MTU of a virtio network (virtio 1.2, 5.1.4.1).
 const MIN_MTU: u16 = 68;
+/// Most queues: a receiving and a sending one for each of the 256 queues that an interface of Linux can have.
+const MAX_QUEUES: usize = 512;
 
-/// A network device on a tap. `--net [tap=NAME|fd=N][,mac=,ip=,mask=,mtu=,queue_size=,id=,offload_*=]`.
+/// A network device on a tap. `--net [tap=NAME|fd=N][,mac=,ip=,mask=,mtu=,num_queues=,queue_size=,id=,link=,offload_*=]`, and
+/// the limits of `--disk`.
 ///
-/// With `tap` the interface of that name is used, or created when there is none. With `fd` an open tap is used. With
-/// neither, an interface is created and the kernel names it.
+/// With `tap` the interface of that name is used, a tap or a macvtap, or a tap is created when there is none. With `fd` an
+/// open tap is used. With neither, an interface is created and the kernel names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetConfig {
-    /// Name of the tap interface.
+    /// Name of the tap or macvtap interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 15, pattern = r"^(?!\.{1,2}$)[!-$&-.0-9;-~]+$")]
     pub tap: Option<String>,
@@ -60,12 +63,16 @@ pub struct NetConfig {
     pub id: Option<String>,
     /// Whether TCP segmentation offload is offered to the guest.
     pub offload_tso: bool,
-    /// Whether UDP fragmentation offload is offered to the guest.
+    /// Whether the offloads of UDP are offered to the guest: fragmentation, and segmentation where the host has it.
     pub offload_ufo: bool,
     /// Whether checksum offload is offered to the guest. The other two need it.
     pub offload_csum: bool,
-    /// Number of queues. Only 2: one to receive, one to send.
+    /// Number of queues, a pair of one to receive and one to send for each queue of the tap: an even number from 2 to 512.
+    /// Above 2 the tap is one with several queues (`multi_queue`). The guest begins with one pair.
+    #[schema(minimum = 2, maximum = 512, multiple_of = 2)]
     pub num_queues: usize,
+    /// Whether the guest's link is up. `vm.set-link` changes it.
+    pub link: bool,
     /// Address of the host's side of the tap. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -86,7 +93,8 @@ pub struct NetConfig {
     pub vhost_socket: Option<String>,
     /// Which side opens the socket. Only the default.
     pub vhost_mode: VhostMode,
-    /// Limits of bytes and operations. Not supported. `bw_*` and `ops_*` on the command line.
+    /// Limits of bytes and packets, which hold for each direction by itself, all its queues together. What is held back
+    /// waits. `bw_*` and `ops_*` on the command line.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "unlimited_as_none"
@@ -126,6 +134,7 @@ impl Default for NetConfig {
             offload_ufo: true,
             offload_csum: true,
             num_queues: 2,
+            link: true,
             host_mac: None,
             iommu: false,
             pci_segment: 0,
@@ -138,7 +147,6 @@ impl Default for NetConfig {
     }
 }
 
-const ONE_FD: &str = "expected one descriptor, as there is one pair of queues";
 const NO_IP_BESIDE_FDS: &str = "expected no ip beside it: who opened the tap gives it its address";
 
 impl NetConfig {
@@ -185,14 +193,48 @@ impl NetConfig {
         }
         let Some(fds) = &self.fds else { return Ok(()) };
         let shown = format!("{fds:?}");
+        if fds.len() != self.pairs() {
+            return Err(ConfigError::invalid("fds", shown, self.fd_per_pair()));
+        }
         let problem = match fds.as_slice() {
-            [] | [_, _, ..] => ONE_FD,
-            [fd] if *fd <= 2 => "expected a descriptor above 2, as 0 to 2 are the terminal's",
+            fds if fds.iter().any(|fd| *fd <= 2) => {
+                "expected a descriptor above 2, as 0 to 2 are the terminal's"
+            }
             _ if self.tap.is_some() => "expected either a tap's name or its descriptor, not both",
             _ if self.ip.is_some() => NO_IP_BESIDE_FDS,
             _ => return Ok(()),
         };
         Err(ConfigError::invalid("fds", shown, problem))
+    }
+
+    /// Number of queue pairs.
+    pub fn pairs(&self) -> usize {
+        self.num_queues / 2
+    }
+
+    /// What is expected of descriptors.
+    fn fd_per_pair(&self) -> String {
+        let queues = self.num_queues;
+        match self.pairs() {
+            1 => "expected one descriptor, as there is one pair of queues".to_owned(),
+            pairs => {
+                format!("expected {pairs} descriptors, one for each pair of num_queues={queues}")
+            }
+        }
+    }
+
+    fn check_queues(&self) -> Result<(), ConfigError> {
+        let queues = self.num_queues;
+        if !(2..=MAX_QUEUES).contains(&queues) || !queues.is_multiple_of(2) {
+            return Err(ConfigError::invalid(
+                "num_queues",
+                queues,
+                format!(
+                    "expected an even number from 2 to {MAX_QUEUES}, half of them to receive and half to send"
+                ),
+            ));
+        }
+        check_queue_size(self.queue_size)
     }
 
     fn check_address(&self) -> Result<(), ConfigError> {
@@ -236,7 +278,6 @@ impl NetConfig {
 
 impl Section for NetConfig {
     const UNSUPPORTED: &'static [&'static str] = &[
-        "num_queues",
         "host_mac",
         "iommu",
         "pci_segment",
@@ -244,13 +285,12 @@ impl Section for NetConfig {
         "vhost_user",
         "vhost_socket",
         "vhost_mode",
-        "rate_limiter_config",
     ];
 
     fn check(&self) -> Result<(), ConfigError> {
+        self.check_queues()?;
         self.check_tap()?;
         self.check_address()?;
-        check_queue_size(self.queue_size)?;
         check_id(self.id.as_deref())?;
         if let Some(mac) = self.mac
             && !mac.is_unicast()
@@ -296,8 +336,8 @@ impl Section for NetConfig {
             Err(ConfigError::invalid("fds", shown, problem))
         } else if let Some(ip) = self.ip {
             Err(ConfigError::invalid("ip", ip, NO_IP_BESIDE_FDS))
-        } else if passed > 1 {
-            Err(ConfigError::invalid("fds", shown, ONE_FD))
+        } else if passed != self.pairs() {
+            Err(ConfigError::invalid("fds", shown, self.fd_per_pair()))
         } else {
             Ok(())
         }

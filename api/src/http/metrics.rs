@@ -362,24 +362,51 @@ fn encode_nets(encoder: &mut DescriptorEncoder<'_>, nets: &Nets) -> fmt::Result 
     for (name, help, unit, value) in counts {
         counter(encoder, (name, help), unit, by_id(nets, value))?;
     }
-    counter(
+    let up = by_id(nets, |net| u64::from(net.link_up));
+    gauge(
         encoder,
-        (
-            "net_receive_errors",
-            "Packets and buffers for receiving that were lost, by cause.",
-        ),
+        ("net_link_up", "Whether the guest's link is up: 1 or 0."),
         None,
-        by_cause(nets, |net| &net.rx_errors),
+        up,
     )?;
     counter(
         encoder,
+        ("net_link_downs", "Times that the guest's link went down."),
+        None,
+        by_id(nets, |net| net.link_downs),
+    )?;
+    type Causes = fn(&NetMetrics) -> &BTreeMap<&'static str, u64>;
+    let causes: [(&str, &str, Causes); 5] = [
+        (
+            "net_receive_errors",
+            "Packets and buffers for receiving that were lost, by cause.",
+            |net| &net.rx_errors,
+        ),
         (
             "net_transmit_errors",
             "Packets from the guest that were lost, by cause.",
+            |net| &net.tx_errors,
         ),
-        None,
-        by_cause(nets, |net| &net.tx_errors),
-    )
+        (
+            "net_receive_waits",
+            "Times that receiving waited, by cause.",
+            |net| &net.rx_waits,
+        ),
+        (
+            "net_transmit_waits",
+            "Times that sending waited, by cause.",
+            |net| &net.tx_waits,
+        ),
+        (
+            "net_commands",
+            "Commands of the guest, by what became of them.",
+            |net| &net.commands,
+        ),
+    ];
+    for (name, help, value) in causes {
+        counter(encoder, (name, help), None, by_cause(nets, value))?;
+    }
+    Ok(())
 }
 
 fn encode_balloon(encoder: &mut DescriptorEncoder<'_>, balloon: &BalloonMetrics) -> fmt::Result {

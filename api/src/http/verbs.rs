@@ -63,6 +63,9 @@ pub(super) const VERBS: &[Verb] = &[
     put("vm.resize-disk", |input| {
         Ok(Request::ResizeDisk(json::read(input.body)?))
     }),
+    put("vm.set-link", |input| {
+        Ok(Request::SetLink(json::read(input.body)?))
+    }),
     put("vm.set-rate-limiter", |input| {
         let config: SetRateLimiterConfig = json::read(input.body)?;
         config.validate()?;

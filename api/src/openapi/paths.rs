@@ -241,8 +241,14 @@ const CALLS: &[Call] = &[
 /// The calls that Podvisor has besides.
 const ADDITIONS: &[Call] = &[
     Call::put(
+        "vm.set-link",
+        "Set the link of a network up or down",
+        &[400, 404, 413, 500],
+    )
+    .takes("VmSetLink"),
+    Call::put(
         "vm.set-rate-limiter",
-        "Change the limits of a disk, or of a group of disks",
+        "Change the limits of a disk, a network, or a group of disks",
         PLAIN_ERRORS,
     )
     .takes("VmSetRateLimiter"),
@@ -410,6 +416,7 @@ fn example(schema: &str) -> Option<Value> {
         "VsockConfig" => json!({"cid": 3, "socket": "/run/podvisor/vsock.sock"}),
         "VmResize" => json!({"desired_vcpus": 3}),
         "VmResizeDisk" => json!({"id": "data", "desired_size": 2_u64 << 30}),
+        "VmSetLink" => json!({"id": "lan", "up": false}),
         "VmSetRateLimiter" => json!({
             "id": "data",
             "rate_limiter_config": {"ops": {"size": 500, "refill_time": 1000}},

@@ -16,7 +16,7 @@ use crate::config::{
 };
 use crate::request::{
     CoredumpConfig, Counters, PciDeviceInfo, PingInfo, RemoveDeviceConfig, ResizeConfig,
-    ResizeDiskConfig, SetRateLimiterConfig, VmInfo,
+    ResizeDiskConfig, SetLinkConfig, SetRateLimiterConfig, VmInfo,
 };
 
 /// Marks a field that is taken at its default only. Its `enum` has all spellings of it.
@@ -49,6 +49,7 @@ pub(super) fn schemas() -> Map<String, Value> {
         ("DiskConfig", "werror"),
         ("DiskConfig", "rerror"),
         ("DeviceNode", "engine"),
+        ("NetConfig", "link"),
     ] {
         schemas[schema]["properties"][field][ADDITION] = json!(true);
     }
@@ -82,6 +83,7 @@ fn derived() -> Map<String, Value> {
     add::<VsockConfig>(&mut all);
     add::<ResizeConfig>(&mut all);
     add::<ResizeDiskConfig>(&mut all);
+    add::<SetLinkConfig>(&mut all);
     add::<SetRateLimiterConfig>(&mut all);
     add::<RemoveDeviceConfig>(&mut all);
     add::<CoredumpConfig>(&mut all);

@@ -10,6 +10,7 @@ pub mod chain;
 mod device;
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;
+mod limit;
 pub mod mem;
 pub mod net;
 pub mod rng;

@@ -13,7 +13,7 @@ use devices::virtio::balloon::{Balloon, BalloonHandle, BalloonMetrics as Balloon
 use devices::virtio::block::{
     Block, BlockLimits, BlockMetrics, BlockResizer, BlockWatch, StopCause,
 };
-use devices::virtio::net::{Net, NetMetrics as NetCounters, Tap};
+use devices::virtio::net::{Net, NetHandle, NetMetrics as NetCounters, PortState, Tap};
 use devices::virtio::vsock::{Vsock, VsockMetrics as VsockCounters};
 
 use super::transport::Place;
@@ -26,7 +26,10 @@ pub(super) enum Kind {
         limits: BlockLimits,
         watch: Arc<BlockWatch>,
     },
-    Net(Arc<NetCounters>),
+    Net {
+        metrics: Arc<NetCounters>,
+        handle: NetHandle,
+    },
     Vsock(Arc<VsockCounters>),
     Balloon {
         metrics: Arc<BalloonCounters>,
@@ -47,7 +50,10 @@ impl Kind {
     }
 
     pub(super) fn net(device: &Net<Tap>) -> Self {
-        Self::Net(device.metrics())
+        Self::Net {
+            metrics: device.metrics(),
+            handle: device.handle(),
+        }
     }
 
     pub(super) fn vsock(device: &Vsock) -> Self {
@@ -99,7 +105,7 @@ impl AttachedDevices {
                 pci_bdf: device.place.bdf(),
                 engine: match &device.kind {
                     Kind::Disk { watch, .. } => watch.engine().map(|engine| engine.to_string()),
-                    Kind::Net(_) | Kind::Vsock(_) | Kind::Balloon { .. } | Kind::Fixed => None,
+                    Kind::Net { .. } | Kind::Vsock(_) | Kind::Balloon { .. } | Kind::Fixed => None,
                 },
                 ..DeviceNode::default()
             };
@@ -113,7 +119,7 @@ impl AttachedDevices {
         let counters = |(id, device): (&String, &Attached)| {
             let counters = match &device.kind {
                 Kind::Disk { metrics, .. } => disk_counters(metrics),
-                Kind::Net(metrics) => net_counters(metrics),
+                Kind::Net { metrics, .. } => net_counters(metrics),
                 Kind::Vsock(metrics) => vsock_counters(metrics),
                 Kind::Balloon { metrics, handle } => balloon::counters(metrics, handle),
                 Kind::Fixed => return None,
@@ -146,6 +152,14 @@ impl AttachedDevices {
         self.0.iter().filter_map(metrics).collect()
     }
 
+    /// The state of the host's interface of each network.
+    pub(super) fn ports(&self) -> impl Iterator<Item = (&str, PortState)> {
+        self.0.iter().filter_map(|(id, device)| match &device.kind {
+            Kind::Net { handle, .. } => Some((id.as_str(), handle.port())),
+            _ => None,
+        })
+    }
+
     /// The limits of all disks.
     pub(super) fn disk_limits(&self) -> impl Iterator<Item = &BlockLimits> {
         self.0.values().filter_map(|device| match &device.kind {
@@ -173,7 +187,7 @@ impl AttachedDevices {
 
     pub(super) fn nets(&self) -> BTreeMap<String, NetMetrics> {
         let metrics = |(id, device): (&String, &Attached)| match &device.kind {
-            Kind::Net(metrics) => Some((id.clone(), net_metrics(metrics))),
+            Kind::Net { metrics, handle } => Some((id.clone(), net_metrics(metrics, handle))),
             _ => None,
         };
         self.0.iter().filter_map(metrics).collect()
@@ -219,6 +233,23 @@ fn net_counters(metrics: &NetCounters) -> BTreeMap<String, u64> {
         ("rx_frames", &metrics.rx_packets),
         ("tx_bytes", &metrics.tx_bytes),
         ("tx_frames", &metrics.tx_packets),
+        ("rx_too_long", &metrics.rx_too_long),
+        ("rx_filtered", &metrics.rx_filtered),
+        ("rx_link_down", &metrics.rx_link_down),
+        ("rx_host_errors", &metrics.rx_errors),
+        ("rx_malformed", &metrics.rx_malformed),
+        ("rx_no_buffers", &metrics.rx_starved),
+        ("rx_held_back", &metrics.rx_held_back),
+        ("tx_malformed", &metrics.tx_malformed),
+        ("tx_too_long", &metrics.tx_too_long),
+        ("tx_refused", &metrics.tx_refused),
+        ("tx_link_down", &metrics.tx_link_down),
+        ("tx_no_room", &metrics.tx_blocked),
+        ("tx_held_back", &metrics.tx_held_back),
+        ("link_downs", &metrics.link_downs),
+        ("commands", &metrics.control_commands),
+        ("refused_commands", &metrics.control_refused),
+        ("malformed_commands", &metrics.control_malformed),
     ])
 }
 
@@ -268,14 +299,31 @@ fn disk_metrics(metrics: &BlockMetrics) -> DiskMetrics {
     }
 }
 
-fn net_metrics(metrics: &NetCounters) -> NetMetrics {
+fn net_metrics(metrics: &NetCounters, handle: &NetHandle) -> NetMetrics {
     NetMetrics {
         rx_packets: get(&metrics.rx_packets),
         rx_bytes: get(&metrics.rx_bytes),
         tx_packets: get(&metrics.tx_packets),
         tx_bytes: get(&metrics.tx_bytes),
+        link_up: handle.is_link_up(),
+        link_downs: get(&metrics.link_downs),
+        rx_waits: causes([
+            ("no_buffers", &metrics.rx_starved),
+            ("rate_limit", &metrics.rx_held_back),
+        ]),
+        tx_waits: causes([
+            ("no_room", &metrics.tx_blocked),
+            ("rate_limit", &metrics.tx_held_back),
+        ]),
+        commands: causes([
+            ("done", &metrics.control_commands),
+            ("refused", &metrics.control_refused),
+            ("malformed", &metrics.control_malformed),
+        ]),
         rx_errors: causes([
             ("too_long", &metrics.rx_too_long),
+            ("filtered", &metrics.rx_filtered),
+            ("link_down", &metrics.rx_link_down),
             ("host_error", &metrics.rx_errors),
             ("malformed", &metrics.rx_malformed),
         ]),

@@ -135,7 +135,7 @@ fn assemble(
         machine.attach(disk.id(), device, kind)?;
     }
     for net in &resources.nets {
-        let device = net.device()?;
+        let device = net.device(notices.clone())?;
         let kind = Kind::net(&device);
         machine.attach(net.id(), device, kind)?;
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use devices::platform::{Platform, PlatformEvent};
+use devices::virtio::net::LinkObserver;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::vcpu::{End, Watch};
@@ -29,6 +30,8 @@ pub struct Happened {
     pub crash_loaded: bool,
     /// The guest gave up a PCI function, a vCPU or memory.
     pub ejected: bool,
+    /// An interface of the host that is a network of the guest's changed its state.
+    pub link: bool,
     /// A disk waits for the machine to be stopped.
     pub disk_stopped: bool,
     /// The guest did not reload its watchdog in time.
@@ -68,6 +71,7 @@ impl Notices {
             panicked: has(PlatformEvent::Panicked),
             crash_loaded: has(PlatformEvent::CrashLoaded),
             ejected: has(PlatformEvent::Ejected),
+            link: raised & LINK != 0,
             disk_stopped: has(PlatformEvent::DiskStopped),
             watchdog_expired: has(PlatformEvent::WatchdogExpired),
             end: self
@@ -75,6 +79,12 @@ impl Notices {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .take(),
+        }
+    }
+
+    fn raise_bit(&self, bit: u32) {
+        if self.raised.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+            self.wake();
         }
     }
 
@@ -96,12 +106,18 @@ const fn bit(event: PlatformEvent) -> u32 {
     }
 }
 
+/// Beside the bits of [`PlatformEvent`]s.
+const LINK: u32 = 1 << 31;
+
 impl Platform for Notices {
     fn raise(&self, event: PlatformEvent) {
-        let before = self.raised.fetch_or(bit(event), Ordering::AcqRel);
-        if before & bit(event) == 0 {
-            self.wake();
-        }
+        self.raise_bit(bit(event));
+    }
+}
+
+impl LinkObserver for Notices {
+    fn link_changed(&self) {
+        self.raise_bit(LINK);
     }
 }
 

@@ -336,8 +336,8 @@ fn lock(
     }
 }
 
-/// Full buckets for the limits of a disk.
-fn limiter(limits: RateLimits) -> Arc<RateLimiter> {
+/// Full buckets for the limits of a device.
+pub(super) fn limiter(limits: RateLimits) -> Arc<RateLimiter> {
     Arc::new(RateLimiter::new(limits, Instant::now()))
 }
 

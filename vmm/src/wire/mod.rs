@@ -61,6 +61,13 @@ impl Resources {
         Ok(())
     }
 
+    /// A machine uses them: what was changed on the host for it stays.
+    pub fn settle(&mut self) {
+        for net in &mut self.nets {
+            net.settle();
+        }
+    }
+
     /// Closes what belongs to the device `id`.
     pub fn remove(&mut self, id: &str) {
         self.disks.retain(|disk| disk.id() != id);

@@ -2,141 +2,48 @@
 //!
 //! | configured | what becomes the guest's network |
 //! | --- | --- |
-//! | `tap=NAME` | the tap of that name, or a new one that goes when the process does |
-//! | `fd=N` | a tap that the starting process opened and passed on |
+//! | `tap=NAME` | the tap or macvtap of that name, or a new tap that goes when the process does |
+//! | `fd=N` | a tap that the starting process opened and passed on, a descriptor for each of its queues |
 //! | neither | a new tap that the kernel names `vmtap0`, `vmtap1`, ... |
 //!
 //! The host's side of a tap by name gets `ip`, `mask` and `mtu`, and is set up. What is already as configured is left
-//! alone, so that a tap made beforehand for a user is used without privileges. A tap by descriptor is left as it is; `mtu`
-//! is then only what the guest is told.
+//! alone, so that a tap made beforehand for a user is used without privileges. What was changed is changed back if the network
+//! does not come about. A tap by descriptor is left as it is; `mtu` is then only what the guest is told.
+//!
+//! A macvtap lets through what is for its own address only: the guest gets that address, or it gets the guest's.
 
+mod error;
+mod host;
 mod interface;
 mod tun;
 
+use std::fs::File;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use api::config::{MacAddr, NetConfig};
-use devices::virtio::net::{Net, NetError as DeviceError, NetOptions, Offloads, Tap, TapError};
+use devices::virtio::net::{LinkObserver, Net, NetOptions, Offloads, PortState, Tap};
 
-use self::interface::{Interfaces, Kind};
+pub use self::error::NetError;
+use self::host::HostSide;
+use self::interface::{Interface, Interfaces, Kind};
+use super::disk::{limiter, limits};
 
 /// What the kernel makes a name of.
 const NAME_PATTERN: &str = "vmtap%d";
 
-/// A network that cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// There is no such descriptor.
-    #[error(
-        "--net: fd={fd} is not open, expected the descriptor of a tap passed on by the starting process"
-    )]
-    NotOpen {
-        /// The descriptor as configured.
-        fd: RawFd,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// The descriptor is of something else.
-    #[error("--net: fd={fd} cannot be a network")]
-    Descriptor {
-        /// The descriptor as configured.
-        fd: RawFd,
-        /// What is wrong with it.
-        #[source]
-        source: TapError,
-    },
-    /// Taps cannot be opened here.
-    #[error("--net: cannot open /dev/net/tun; {advice}")]
-    NoTun {
-        /// What to do.
-        advice: &'static str,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// The name belongs to another kind of interface.
-    #[error(
-        "--net: tap={name} is {kind}, expected a tap; name another one, or one that does not exist yet"
-    )]
-    NotTap {
-        /// The name as configured.
-        name: String,
-        /// What it is.
-        kind: String,
-    },
-    /// A tap that can only be opened with several queues.
-    #[error(
-        "--net: tap={name} has multiple queues, expected a single one; make it without `multi_queue`: `ip tuntap add dev \
-         {name} mode tap`"
-    )]
-    MultiQueue {
-        /// The name as configured.
-        name: String,
-    },
-    /// The tap is somebody's.
-    #[error("--net: tap={name} is in use by another process; stop that, or name another tap")]
-    InUse {
-        /// The name as configured.
-        name: String,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// Neither privileges nor a tap made for this user.
-    #[error(
-        "--net: not permitted to {action}; have CAP_NET_ADMIN, or have root make a tap for you: `ip tuntap add dev {name} \
-         mode tap user {user} && ip link set dev {name} up`, and give tap={name}"
-    )]
-    NotPermitted {
-        /// What was tried.
-        action: String,
-        /// A tap's name.
-        name: String,
-        /// The user's number.
-        user: u32,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// A call on the interface failed.
-    #[error("--net: cannot {action}")]
-    Host {
-        /// What was tried, with the field and its value if there is one.
-        action: String,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// The tap was opened and is of no use.
-    #[error("--net: tap={name} cannot be a network")]
-    Unusable {
-        /// The interface.
-        name: String,
-        /// What is wrong with it.
-        #[source]
-        source: TapError,
-    },
-    /// A value that the device does not take.
-    #[error("--net: the device refuses a value")]
-    Device(#[from] DeviceError),
-}
-
-impl NetError {
-    /// Whether another value of `--net`, or another tap, would mend it. Otherwise the host is at fault.
-    pub fn is_configuration(&self) -> bool {
-        !matches!(self, Self::Host { .. })
-    }
-}
-
-/// An opened tap, and how the guest sees it.
+/// Opened queues of an interface, and how the guest sees it.
 #[derive(Debug)]
 pub struct OpenNet {
-    tap: Tap,
+    /// One for each queue pair.
+    taps: Vec<Tap>,
     id: String,
     options: NetOptions,
+    host: HostSide,
+    /// The state of the interface that was told of last.
+    port: PortState,
 }
 
 impl OpenNet {
@@ -145,62 +52,141 @@ impl OpenNet {
         &self.id
     }
 
-    /// A fresh network device on the tap. The one before is dropped first: two would take packets from each other.
+    /// A fresh network device on the tap, which tells `observer` of the tap's changes. The one before is dropped first: two
+    /// would take packets from each other.
     ///
     /// # Errors
     ///
     /// The process has no descriptor left.
-    pub fn device(&self) -> Result<Net<Tap>, NetError> {
-        let tap = self.tap.try_clone().map_err(|source| NetError::Host {
-            action: format!("duplicate the descriptor of {}", self.tap.name()),
-            source,
-        })?;
-        Ok(Net::new(&self.id, tap, self.options)?)
+    pub fn device(&self, observer: Arc<dyn LinkObserver>) -> Result<Net<Tap>, NetError> {
+        let taps = self.taps.iter().map(|tap| {
+            tap.try_clone().map_err(|source| NetError::Host {
+                action: format!("duplicate the descriptor of {}", tap.name()),
+                source,
+            })
+        });
+        let options = NetOptions {
+            observer: Some(observer),
+            ..self.options.clone()
+        };
+        Ok(Net::new(
+            &self.id,
+            taps.collect::<Result<_, _>>()?,
+            options,
+        )?)
     }
 
     /// The name of the host's interface.
     pub fn interface(&self) -> &str {
-        self.tap.name()
+        self.taps.first().map_or("", Tap::name)
     }
 
-    /// The guest's Ethernet address: the configured one, or the one drawn when this was opened.
+    /// The guest's Ethernet address: the configured one, the one of its macvtap, or the one drawn when this was opened.
     pub fn mac(&self) -> MacAddr {
         MacAddr(self.options.mac)
     }
+
+    /// Sets the link of the machines that are built from now on.
+    pub fn set_link(&mut self, up: bool) {
+        self.options.link = up;
+    }
+
+    /// The network is in use: what was changed of the host's interface stays. Before that, it is undone when this is dropped.
+    pub fn settle(&mut self) {
+        self.host.settle();
+    }
+
+    /// Takes note of the state of the host's interface, and tells whether it is another than before.
+    pub fn note_port(&mut self, state: PortState) -> bool {
+        std::mem::replace(&mut self.port, state) != state
+    }
 }
 
-/// Opens the tap that `config` names, and sets up the host's side of it; or takes the one descriptor that a client opened
-/// for it.
+/// Opens the tap that `config` names, and sets up the host's side of it; or takes the descriptors that a client opened for
+/// it.
 ///
 /// # Errors
 ///
 /// [`NetError`] names the flag, the field and the value, and tells what to do.
 pub fn open(config: &NetConfig, descriptors: &[OwnedFd]) -> Result<OpenNet, NetError> {
-    let fd = config.fds.as_deref().and_then(<[RawFd]>::first);
-    let (tap, mtu) = match (descriptors.first(), fd) {
-        (Some(descriptor), _) => (copy_descriptor(descriptor.as_fd())?, config.mtu),
-        (None, Some(fd)) => (open_descriptor(*fd)?, config.mtu),
-        (None, None) => {
-            let (tap, mtu) = open_interface(config)?;
-            (tap, Some(mtu))
+    let fds = config.fds.as_deref().unwrap_or_default();
+    let opened = match (descriptors, fds) {
+        ([], []) => open_interface(config)?,
+        ([], fds) => passed(config, fds.iter().map(|fd| open_descriptor(*fd)))?,
+        (descriptors, _) => {
+            let copies = descriptors.iter().map(AsFd::as_fd).map(copy_descriptor);
+            passed(config, copies)?
         }
     };
-    let mac = match config.mac {
+    let Opened {
+        taps,
+        mtu,
+        mac,
+        host: host_side,
+    } = opened;
+    let mac = match config.mac.or(mac) {
         Some(mac) => mac,
         None => random_mac().map_err(host("draw a random mac address"))?,
     };
+    let limiter = || limiter(limits(config.rate_limiter_config.as_ref()));
     let open = OpenNet {
-        tap,
+        taps,
         id: config.id.clone().unwrap_or_else(|| "net".to_owned()),
         options: NetOptions {
             mac: mac.octets(),
             mtu,
             queue_size: config.queue_size,
             offloads: offloads(config),
+            rx_limiter: limiter(),
+            tx_limiter: limiter(),
+            link: config.link,
+            observer: None,
         },
+        host: host_side,
+        port: PortState::Up,
     };
-    tracing::debug!(id = open.id, interface = open.interface(), mac = %open.mac(), ?mtu, "network opened");
+    let queues = open.taps.len();
+    tracing::debug!(id = open.id, interface = open.interface(), mac = %open.mac(), ?mtu, queues, "network opened");
     Ok(open)
+}
+
+/// What there is of a network on the host.
+struct Opened {
+    taps: Vec<Tap>,
+    mtu: Option<u16>,
+    /// The address that the guest has to have.
+    mac: Option<MacAddr>,
+    host: HostSide,
+}
+
+/// A network of taps that somebody else opened.
+fn passed(
+    config: &NetConfig,
+    taps: impl Iterator<Item = Result<Tap, NetError>>,
+) -> Result<Opened, NetError> {
+    let taps = taps.collect::<Result<Vec<_>, _>>()?;
+    let problem = |problem| Err(NetError::Descriptors { problem });
+    for (tap, next) in taps.iter().zip(taps.iter().skip(1)) {
+        if tap.name() != next.name() {
+            let (tap, next) = (tap.name(), next.name());
+            return problem(format!(
+                "the descriptors are of {tap} and of {next}, expected queues of one interface"
+            ));
+        }
+        if !tap.is_multi_queue() {
+            return problem(format!(
+                "interface {} was opened with a single queue, expected IFF_MULTI_QUEUE, as there are {} descriptors",
+                tap.name(),
+                taps.len()
+            ));
+        }
+    }
+    Ok(Opened {
+        taps,
+        mtu: config.mtu,
+        mac: None,
+        host: HostSide::untouched(),
+    })
 }
 
 fn offloads(config: &NetConfig) -> Offloads {
@@ -238,36 +224,104 @@ fn copy_descriptor(descriptor: BorrowedFd<'_>) -> Result<Tap, NetError> {
     Tap::new(copy).map_err(|source| NetError::Descriptor { fd, source })
 }
 
-/// The tap by name, or a new one, with its MTU.
-fn open_interface(config: &NetConfig) -> Result<(Tap, u16), NetError> {
+/// The interface by name, or a new tap, with its host's side as it shall be.
+fn open_interface(config: &NetConfig) -> Result<Opened, NetError> {
     let mut interfaces = Interfaces::new();
-    if let Some(name) = &config.tap {
-        let found = interfaces
+    let name = config.tap.as_deref();
+    let found = match name {
+        None => None,
+        Some(name) => interfaces
             .find(name)
-            .map_err(host(format!("look for interface {name}")))?;
-        match found.map(|interface| interface.kind) {
-            None | Some(Kind::Tap { multi_queue: false }) => {}
-            Some(Kind::Tap { multi_queue: true }) => {
-                return Err(NetError::MultiQueue { name: name.clone() });
-            }
-            Some(Kind::Other(kind)) => {
-                return Err(NetError::NotTap {
-                    name: name.clone(),
-                    kind,
+            .map_err(host(format!("look for interface {name}")))?,
+    };
+    let several = config.pairs() > 1;
+    let (taps, mac) = match (name, &found) {
+        (Some(name), Some(found)) => match &found.kind {
+            Kind::Tap { multi_queue: false } if several => {
+                return Err(NetError::SingleQueue {
+                    name: name.to_owned(),
+                    queues: config.num_queues,
                 });
             }
-        }
+            Kind::Tap { multi_queue } => (open_taps(config, *multi_queue)?, None),
+            Kind::Macvtap => {
+                if config.ip.is_some() {
+                    let name = name.to_owned();
+                    return Err(NetError::MacvtapAddress { name });
+                }
+                let taps = open_macvtaps(config, name, found)?;
+                // It lets nothing through but what is for its own address.
+                (taps, Some(config.mac.unwrap_or(MacAddr(found.mac))))
+            }
+            Kind::Other(kind) => {
+                return Err(NetError::NotTap {
+                    name: name.to_owned(),
+                    kind: kind.clone(),
+                });
+            }
+        },
+        _ => (open_taps(config, several)?, None),
+    };
+    let interface = taps.first().map_or("", Tap::name).to_owned();
+    let (mtu, host) = host::set_up(&mut interfaces, &interface, config, mac, found.is_some())?;
+    Ok(Opened {
+        taps,
+        mtu: Some(mtu),
+        mac,
+        host,
+    })
+}
+
+/// One queue of a tap for each pair.
+fn open_taps(config: &NetConfig, multi_queue: bool) -> Result<Vec<Tap>, NetError> {
+    let mut taps: Vec<Tap> = Vec::new();
+    for _ in 0..config.pairs() {
+        let name = config.tap.as_deref();
+        // All but the first are of the interface that the first was given.
+        let given = taps.first().map(Tap::name).or(name);
+        let file = tun::open()?;
+        tun::attach(&file, given.unwrap_or(NAME_PATTERN), multi_queue)
+            .map_err(|source| attach_error(name, source))?;
+        taps.push(usable(file, name)?);
     }
-    let name = config.tap.as_deref();
-    let file = tun::open()?;
-    tun::attach(&file, name.unwrap_or(NAME_PATTERN))
-        .map_err(|source| attach_error(name, source))?;
-    let tap = Tap::new(file.into()).map_err(|source| NetError::Unusable {
+    Ok(taps)
+}
+
+/// One queue of the macvtap `interface` for each pair.
+fn open_macvtaps(
+    config: &NetConfig,
+    name: &str,
+    interface: &Interface,
+) -> Result<Vec<Tap>, NetError> {
+    let path = format!("/dev/tap{}", interface.index);
+    let open = |_| {
+        let opened = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path);
+        let file = opened.map_err(|source| NetError::Macvtap {
+            name: name.to_owned(),
+            path: path.clone(),
+            advice: match source.raw_os_error() {
+                Some(libc::EBUSY) => "stop the process that uses it",
+                Some(libc::ENOENT | libc::ENXIO) => "make it with mknod if this is a container",
+                _ => "have it readable and writable for this user",
+            },
+            source,
+        })?;
+        tun::attach(&file, name, config.pairs() > 1)
+            .map_err(|source| attach_error(Some(name), source))?;
+        usable(file, Some(name))
+    };
+    (0..config.pairs()).map(open).collect()
+}
+
+fn usable(file: File, name: Option<&str>) -> Result<Tap, NetError> {
+    Tap::new(file.into()).map_err(|source| NetError::Unusable {
         name: name.unwrap_or("a new interface").to_owned(),
         source,
-    })?;
-    let mtu = set_up(&mut interfaces, tap.name(), config)?;
-    Ok((tap, mtu))
+    })
 }
 
 fn attach_error(name: Option<&str>, source: io::Error) -> NetError {
@@ -285,51 +339,6 @@ fn attach_error(name: Option<&str>, source: io::Error) -> NetError {
         (_, Some(name)) => host(format!("use or make interface tap={name}"))(source),
         (_, None) => host("make an interface")(source),
     }
-}
-
-/// Brings the host's side into the configured state, and returns its MTU.
-fn set_up(interfaces: &mut Interfaces, name: &str, config: &NetConfig) -> Result<u16, NetError> {
-    let fail = |action: String| {
-        move |source: io::Error| match source.raw_os_error() {
-            Some(libc::EPERM) => not_permitted(action, name, source),
-            _ => host(action)(source),
-        }
-    };
-    let found = interfaces
-        .find(name)
-        .map_err(host(format!("look for interface {name}")))?
-        .ok_or_else(|| {
-            host(format!("look for interface {name}"))(io::Error::from_raw_os_error(libc::ENODEV))
-        })?;
-    if let (Some(ip), Some(prefix)) = (config.ip, config.prefix_len()) {
-        let action = || format!("set ip={ip} mask={} on interface {name}", mask(config.mask));
-        let there = interfaces
-            .has_address(found.index, ip, prefix)
-            .map_err(fail(action()))?;
-        if !there {
-            interfaces
-                .add_address(found.index, ip, prefix)
-                .map_err(fail(action()))?;
-        }
-    }
-    let mut mtu = found.mtu;
-    if let Some(wanted) = config.mtu.filter(|wanted| u32::from(*wanted) != mtu) {
-        interfaces
-            .set_mtu(found.index, wanted)
-            .map_err(fail(format!("set mtu={wanted} on interface {name}")))?;
-        mtu = wanted.into();
-    }
-    if !found.up {
-        interfaces
-            .set_up(found.index)
-            .map_err(fail(format!("set interface {name} up")))?;
-    }
-    // No tap has an MTU above that of the largest packet.
-    Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
-}
-
-fn mask(mask: Option<IpAddr>) -> String {
-    mask.map(|mask| mask.to_string()).unwrap_or_default()
 }
 
 fn host(action: impl Into<String>) -> impl FnOnce(io::Error) -> NetError {

@@ -14,7 +14,7 @@ use api::request::{Descriptors, Reply, Request, Service};
 use devices::memory::GuestRam;
 use devices::virtio::VirtioDevice;
 use devices::virtio::driver::{self, CountingInterrupt, Ring, readable, writable};
-use devices::virtio::net::{Net, Tap};
+use devices::virtio::net::{LinkObserver, Net, Tap};
 use netlink_bindings::rt_link::{self, Ifinfomsg};
 use netlink_socket2::NetlinkSocket;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
@@ -142,6 +142,15 @@ fn delete(name: &str) {
         .unwrap();
 }
 
+/// Nobody who is told of the link.
+fn silent() -> Arc<dyn LinkObserver> {
+    struct Nobody;
+    impl LinkObserver for Nobody {
+        fn link_changed(&self) {}
+    }
+    Arc::new(Nobody)
+}
+
 fn wait_until(mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + TIMEOUT;
     while !condition() {
@@ -165,7 +174,7 @@ impl Guest {
             Ring::new(&memory, 0x1_0000, 256),
             Ring::new(&memory, 0x4_0000, 256),
         );
-        let mut net = open.device().unwrap();
+        let mut net = open.device(silent()).unwrap();
         assert_eq!(
             net.features() & FEATURES,
             FEATURES,
@@ -262,7 +271,10 @@ fn new_tap_is_named_by_the_kernel_and_goes_with_its_owner() {
         let (_, mtu, up) = interface("vmtap0").unwrap();
         assert_eq!((mtu, up), (1400, true));
         let mut reported = [0; 2];
-        first.device().unwrap().read_config(10, &mut reported);
+        first
+            .device(silent())
+            .unwrap()
+            .read_config(10, &mut reported);
         assert_eq!(u16::from_le_bytes(reported), 1400);
         drop(first);
         assert_eq!(interface("vmtap0"), None);
@@ -279,10 +291,10 @@ fn devices_of_one_tap_one_after_the_other_have_the_same_address() {
             net.read_config(0, &mut mac);
             mac
         };
-        let first = open.device().unwrap();
+        let first = open.device(silent()).unwrap();
         let drawn = mac(&first);
         drop(first);
-        assert_eq!(mac(&open.device().unwrap()), drawn);
+        assert_eq!(mac(&open.device(silent()).unwrap()), drawn);
         assert_eq!(open.mac(), MacAddr(drawn));
     });
 }
@@ -292,8 +304,9 @@ fn existing_tap_is_used_and_left_where_it_was() {
     in_namespace(|| {
         keep(&foreign("mine", libc::IFF_TAP | libc::IFF_NO_PI));
         let index = interface("mine").unwrap().0;
-        let open = net::open(&with_address("tap=mine"), &[]).unwrap();
+        let mut open = net::open(&with_address("tap=mine"), &[]).unwrap();
         assert_eq!(interface("mine").unwrap().0, index);
+        open.settle();
         drop(open);
         assert_eq!(interface("mine"), Some((index, 1500, true)));
         // The address is there already, and that is no error.
@@ -314,16 +327,92 @@ fn tap_in_use_is_refused() {
 }
 
 #[test]
-fn tap_with_multiple_queues_is_refused() {
+fn changes_of_a_tap_are_undone_if_its_network_does_not_come_about() {
+    in_namespace(|| {
+        keep(&foreign("mine", libc::IFF_TAP | libc::IFF_NO_PI));
+        let before = interface("mine");
+        let mut config = with_address("tap=mine");
+        config.mtu = Some(1400);
+        let open = net::open(&config, &[]).unwrap();
+        let (_, mtu, up) = interface("mine").unwrap();
+        assert_eq!((mtu, up), (1400, true));
+        drop(open);
+        assert_eq!(interface("mine"), before);
+        assert!(before.is_some_and(|(_, mtu, up)| mtu == 1500 && !up));
+
+        // An address that is no host's is found out after the others were set.
+        config.ip = Some(IpAddr::V4(Ipv4Addr::new(0, 0, 0, 1)));
+        config.mtu = Some(65535);
+        net::open(&config, &[]).unwrap_err();
+        assert_eq!(interface("mine"), before);
+    });
+}
+
+#[test]
+fn tap_is_opened_once_for_each_pair() {
+    in_namespace(|| {
+        let open = net::open(&config("num_queues=8"), &[]).unwrap();
+        // One device after the other sets the same queues aside.
+        for _ in 0..2 {
+            let device = open.device(silent()).unwrap();
+            assert_eq!(device.queue_sizes().len(), 9);
+            assert_ne!(device.features() & 1 << 22, 0);
+        }
+    });
+}
+
+#[test]
+fn tap_with_several_queues_may_be_used_with_fewer() {
     in_namespace(|| {
         keep(&foreign(
             "many",
             libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE,
         ));
-        let text = failure(&config("tap=many"));
+        for queues in [2, 6] {
+            let open = net::open(&config(&format!("tap=many,num_queues={queues}")), &[]).unwrap();
+            let guest = Guest::new(&open);
+            assert_eq!(guest.net.queue_sizes().len(), queues + 1);
+        }
+    });
+}
+
+#[test]
+fn tap_with_one_queue_is_refused_for_several() {
+    in_namespace(|| {
+        keep(&foreign("one", libc::IFF_TAP | libc::IFF_NO_PI));
+        let text = failure(&config("tap=one,num_queues=4"));
         assert!(
-            text.starts_with("--net: tap=many has multiple queues, expected a single one"),
+            text.starts_with(
+                "--net: tap=one has a single queue, expected one with several for num_queues=4; make it with"
+            ),
             "{text}"
+        );
+    });
+}
+
+#[test]
+fn descriptors_of_several_queues_are_of_one_interface() {
+    in_namespace(|| {
+        const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let with = |files: [&File; 2]| {
+            let [first, second] = files.map(AsRawFd::as_raw_fd);
+            config(&format!("fd=[{first},{second}],num_queues=4"))
+        };
+        let many = || foreign("many", FLAGS | libc::IFF_MULTI_QUEUE);
+        let (first, second) = (many(), many());
+        net::open(&with([&first, &second]), &[])
+            .unwrap()
+            .device(silent())
+            .unwrap();
+        let other = foreign("other", FLAGS | libc::IFF_MULTI_QUEUE);
+        assert_eq!(
+            failure(&with([&first, &other])),
+            "--net: fds: the descriptors are of many and of other, expected queues of one interface"
+        );
+        let single = foreign("single", FLAGS);
+        assert_eq!(
+            failure(&with([&single, &single])),
+            "--net: fds: interface single was opened with a single queue, expected IFF_MULTI_QUEUE, as there are 2 descriptors"
         );
     });
 }
@@ -363,7 +452,7 @@ fn descriptor_of_a_tap_is_used() {
         assert_eq!(open.interface(), "given");
         set_up("given", true);
         let guest = Guest::new(&open);
-        assert!(guest.net.is_link_up());
+        assert!(guest.net.handle().is_link_up());
     });
 }
 
@@ -429,9 +518,9 @@ fn link_follows_the_interface_down_and_up() {
         let mut guest = Guest::new(&open);
         set_up("cable", false);
         guest.send(&frame(5000, b"lost"));
-        wait_until(|| !guest.net.is_link_up());
+        wait_until(|| !guest.net.handle().is_link_up());
         set_up("cable", true);
-        wait_until(|| guest.net.is_link_up());
+        wait_until(|| guest.net.handle().is_link_up());
     });
 }
 
@@ -443,12 +532,12 @@ fn link_of_a_deleted_interface_goes_down_and_the_device_goes_on() {
         guest.rx.push(&[writable(0x10_0000, 4096)]);
         guest.rx.kick();
         delete("cable");
-        wait_until(|| !guest.net.is_link_up());
+        wait_until(|| !guest.net.handle().is_link_up());
         guest.send(&frame(5000, b"lost"));
         let queues = guest.net.stop();
         assert_eq!(queues.len(), 2);
-        let again = open.device().unwrap();
-        assert!(!again.is_link_up());
+        let again = open.device(silent()).unwrap();
+        assert!(!again.handle().is_link_up());
     });
 }
 
@@ -492,7 +581,8 @@ fn without_privileges_the_command_that_makes_a_tap_is_told() {
 fn tap_made_beforehand_is_used_without_privileges() {
     in_namespace(|| {
         keep(&foreign("mine", libc::IFF_TAP | libc::IFF_NO_PI));
-        let prepared = net::open(&with_address("tap=mine,mtu=1400"), &[]).unwrap();
+        let mut prepared = net::open(&with_address("tap=mine,mtu=1400"), &[]).unwrap();
+        prepared.settle();
         drop(prepared);
         drop_net_admin();
         let open = net::open(&with_address("tap=mine,mtu=1400"), &[]).unwrap();

@@ -138,7 +138,7 @@ fn unknown_keys_are_named_with_the_known_ones() {
     insta::assert_snapshot!(refusal::<MemoryConfig>("size=1G,shard=on"),
         @r#"unknown key "shard"; known keys: size, shared, hugepages, hugepage_size, prefault, mergeable, thp, hotplug_method, hotplug_size, hotplugged_size"#);
     insta::assert_snapshot!(refusal::<NetConfig>("tap=a,fds=3"),
-        @r#"unknown key "fds"; known keys: tap, fd, mac, ip, mask, mtu, queue_size, id, offload_tso, offload_ufo, offload_csum"#);
+        @r#"unknown key "fds"; known keys: tap, fd, mac, ip, mask, mtu, queue_size, id, offload_tso, offload_ufo, offload_csum, num_queues, link, bw_size, bw_one_time_burst, bw_refill_time, ops_size, ops_one_time_burst, ops_refill_time"#);
     insta::assert_snapshot!(refusal::<RngConfig>("source=/x"),
         @r#"unknown key "source"; known keys: src, id"#);
     let balloon: BalloonConfig =
@@ -235,8 +235,8 @@ fn keys_known_to_cloud_hypervisor_are_accepted_at_their_default_only() {
         @r#"features is known to the Cloud Hypervisor API but not supported by podvisor: {"amx":true} was given, only the default ({"amx":false}) is accepted"#);
     insta::assert_snapshot!(refusal::<CpusConfig>("boot=1,affinity=[0@[1,3-4]]"),
         @r#"affinity is known to the Cloud Hypervisor API but not supported by podvisor: [{"host_cpus":[1,3,4],"vcpu":0}] was given, only the default (none) is accepted"#);
-    insta::assert_snapshot!(refusal::<NetConfig>("bw_size=1000,bw_refill_time=100"),
-        @r#"bw_size is known to the Cloud Hypervisor API but not supported by podvisor: {"bandwidth":{"refill_time":100,"size":1000}} was given, only the default (none) is accepted"#);
+    insta::assert_snapshot!(refusal::<NetConfig>("host_mac=02:00:00:00:00:01"),
+        @r#"host_mac is known to the Cloud Hypervisor API but not supported by podvisor: "02:00:00:00:00:01" was given, only the default (none) is accepted"#);
     insta::assert_snapshot!(refusal::<ConsoleConfig>("tty"),
         @r#"mode is known to the Cloud Hypervisor API but not supported by podvisor: "Tty" was given, only the default ("Off") is accepted"#);
     assert_eq!("off".parse(), Ok(ConsoleConfig::default()));
@@ -509,4 +509,24 @@ fn limits_and_locks_of_a_disk_are_read() {
     assert_eq!(disk, expected);
     let disk: DiskConfig = "path=/d,lock_granularity=byterange".parse().unwrap();
     assert_eq!(disk.lock_granularity, LockGranularity::ByteRange);
+}
+
+#[test]
+fn network_has_its_queues_limits_and_link_from_the_command_line() {
+    let net: NetConfig =
+        "fd=[7,8],num_queues=4,bw_size=1000,bw_refill_time=100,ops_size=0,link=off"
+            .parse()
+            .unwrap();
+    let limits = net.rate_limiter_config.as_ref().unwrap();
+    assert_eq!(limits.bandwidth.as_ref().unwrap().size, 1000);
+    assert_eq!(limits.ops, None);
+    assert_eq!((net.pairs(), net.link), (2, false));
+    assert_eq!(net.fds, Some(vec![7, 8]));
+
+    insta::assert_snapshot!(refusal::<NetConfig>("num_queues=3"),
+        @"bad value 3 for num_queues: expected an even number from 2 to 512, half of them to receive and half to send");
+    refusal::<NetConfig>("num_queues=0");
+    refusal::<NetConfig>("num_queues=514");
+    insta::assert_snapshot!(refusal::<NetConfig>("fd=7,num_queues=4"),
+        @"bad value [7] for fd: expected 2 descriptors, one for each pair of num_queues=4");
 }

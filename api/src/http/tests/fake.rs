@@ -151,6 +151,10 @@ impl Vmm {
                 self.seen.lock().unwrap().vsocks.push(*config);
                 self.added(id)
             }
+            Request::SetLink(link) => {
+                self.config(verb)?;
+                Err(ApiError::UnknownDevice { id: link.id })
+            }
             Request::RemoveDevice(device) => {
                 self.config(verb)?;
                 Err(ApiError::UnknownDevice { id: device.id })

@@ -38,8 +38,8 @@ const CLOUD_HYPERVISOR: &[&str] = &[
     "PUT vm.send-migration",
 ];
 
-/// Verbs that it has not.
-const OURS: &[&str] = &["PUT vm.set-rate-limiter"];
+/// Those that Cloud Hypervisor does not have.
+const OURS: &[&str] = &["PUT vm.set-link", "PUT vm.set-rate-limiter"];
 
 #[test]
 fn paths_are_those_of_cloud_hypervisor_and_ours() {
@@ -67,6 +67,7 @@ fn each_verb_becomes_the_request_of_its_name() {
                 json!({"desired_vcpus": 1, "desired_ram": null, "desired_balloon": null})
             }
             "vm.resize-disk" => json!({"id": "a", "desired_size": 512}),
+            "vm.set-link" => json!({"id": "a", "up": true}),
             "vm.set-rate-limiter" => json!({"id": "a"}),
             "vm.add-disk" => json!({"path": "/d"}),
             "vm.add-net" => json!({"tap": "t"}),

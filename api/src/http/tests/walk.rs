@@ -23,6 +23,7 @@ enum Call {
     AddNet,
     AddVsock,
     Remove,
+    SetLink,
     Resize,
     Info,
     Counters,
@@ -48,6 +49,7 @@ const CALLS: &[Call] = &[
     Call::AddNet,
     Call::AddVsock,
     Call::Remove,
+    Call::SetLink,
     Call::Resize,
     Call::Info,
     Call::Counters,
@@ -71,7 +73,7 @@ fn expect(state: State, call: Call) -> (u16, State) {
         (Call::Simple("vm.delete"), _) => (204, None),
         (_, None) => (404, None),
         (Call::Info, _) => (200, state),
-        (Call::Remove, _) => (404, state),
+        (Call::Remove | Call::SetLink, _) => (404, state),
         (Call::AddDisk | Call::AddNet | Call::AddVsock, _) => {
             (if booted { 200 } else { 204 }, state)
         }
@@ -97,6 +99,7 @@ fn make(fixture: &Fixture, call: Call) -> Response {
         Call::AddNet => fixture.put("vm.add-net", json!({})),
         Call::AddVsock => fixture.put("vm.add-vsock", json!({"cid": 3, "socket": "/s"})),
         Call::Remove => fixture.put("vm.remove-device", json!({"id": "nothing"})),
+        Call::SetLink => fixture.put("vm.set-link", json!({"id": "nothing", "up": false})),
         Call::Resize => fixture.put("vm.resize", json!({"desired_vcpus": 2})),
         Call::Info => fixture.call(Method::Get, "vm.info"),
         Call::Counters => fixture.call(Method::Get, "vm.counters"),

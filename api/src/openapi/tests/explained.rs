@@ -38,6 +38,8 @@ pub(super) const EXPLAINED: &[Row] = &[
         "the width of a number is said wherever it has one",
     ),
     // Paths.
+    ("/vm.set-link *", "-", "*", "our own"),
+    ("VmSetLink.* *", "-", "*", "our own"),
     ("/vm.events *", "-", "*", "our own"),
     ("/openapi.json *", "-", "*", "our own"),
     ("/vm.set-rate-limiter *", "-", "*", "our own"),
@@ -198,6 +200,19 @@ pub(super) const EXPLAINED: &[Row] = &[
         "-",
         "256",
         "each queue has a thread",
+    ),
+    ("NetConfig.link *", "-", "*", "our own"),
+    (
+        "NetConfig.num_queues minimum",
+        "-",
+        "2",
+        "a network has a queue to receive and one to send",
+    ),
+    (
+        "NetConfig.num_queues maximum",
+        "-",
+        "512",
+        "an interface of Linux has 256 queues at most",
     ),
     (
         "NetConfig.ip default",

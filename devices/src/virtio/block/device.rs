@@ -14,7 +14,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::disk::{BlockSizes, Disk};
 use super::engine::{Engine, EngineKind, PoolSetup, threads_for};
 use super::handler::{Durability, QueueHandler, Shared};
-use super::limit::{BlockLimits, Limit};
+use super::limit::BlockLimits;
 use super::metrics::BlockMetrics;
 use super::resize::{BlockResizer, Capacity};
 use super::spec::{
@@ -29,6 +29,7 @@ use crate::state::{Persist, Section, StateError};
 use crate::throttle::Throttle;
 use crate::virtio::chain::MAX_PIECES;
 use crate::virtio::device::read_fields;
+use crate::virtio::limit::Limit;
 use crate::virtio::{Activation, ActiveQueue, StartError, VirtioDevice, Worker};
 
 /// Kind of the saved state.

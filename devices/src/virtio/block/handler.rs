@@ -15,7 +15,6 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::engine::Engine;
 use super::gate::Pass;
-use super::limit::Limit;
 use super::metrics::{BlockMetrics, add};
 use super::resize::Capacity;
 use super::slot::{Slot, Work};
@@ -24,6 +23,7 @@ use super::stop::Stopper;
 use crate::memory::{GuestRam, RamGuard};
 use crate::throttle::Throttle;
 use crate::virtio::chain::Walk;
+use crate::virtio::limit::Limit;
 use crate::virtio::{ActiveQueue, Handler, Interrupt};
 
 /// Bytes begun in one go before the worker looks for other events.

@@ -1,7 +1,7 @@
 //! Where packets come from and go to.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 bitflags::bitflags! {
     /// Work on packets that is left to whoever takes them, as the values of TUNSETOFFLOAD.
@@ -17,17 +17,20 @@ bitflags::bitflags! {
         const TSO_ECN = libc::TUN_F_TSO_ECN;
         /// UDP may come unfragmented.
         const UFO = libc::TUN_F_UFO;
+        /// UDP over IPv4 and IPv6 may come unsegmented. A tap has it for both or for none.
+        const USO = libc::TUN_F_USO4 | libc::TUN_F_USO6;
     }
 }
 
 impl Offloads {
     /// Whether packets longer than the MTU may come.
     pub fn segmentation(self) -> bool {
-        self.intersects(Self::TSO4 | Self::TSO6 | Self::UFO)
+        self.intersects(Self::TSO4 | Self::TSO6 | Self::UFO | Self::USO)
     }
 }
 
-/// A port for Ethernet frames, each with a 12-byte virtio net header (virtio 1.2, 5.1.6) before it.
+/// A port for Ethernet frames, each with a 12-byte virtio net header (virtio 1.2, 5.1.6) before it. A device with several
+/// queue pairs has one for each, all of one interface.
 ///
 /// Its descriptor is non-blocking, and can be waited for by epoll, edge-triggered. All methods take `&self`: the device keeps
 /// the port while a worker uses it.
@@ -35,12 +38,29 @@ pub trait Backend: AsRawFd + Send + Sync + 'static {
     /// What the port can be told to leave to the guest, and takes from it.
     fn offloads(&self) -> Offloads;
 
-    /// Sets what the guest can do itself, in place of what was set before.
+    /// Sets what the guest can do itself, in place of what was set before, for all ports of the interface.
     ///
     /// # Errors
     ///
     /// The host refused.
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
+
+    /// Takes part in receiving from now on, or not. One that does not receives nothing, and what waited in it is lost; the
+    /// interface gives its packets to the others. Does nothing if it is so already.
+    ///
+    /// # Errors
+    ///
+    /// The host refused.
+    fn set_receiving(&self, receiving: bool) -> io::Result<()>;
+
+    /// A descriptor that is readable when the port may be gone, for one whose own does not tell. It can be waited for by
+    /// epoll, level-triggered, until [`Backend::take_changes`].
+    fn changes(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// Empties what [`Backend::changes`] gave.
+    fn take_changes(&self) {}
 
     /// Whether the port is still there. One that is gone does not come back.
     fn is_attached(&self) -> bool;
@@ -74,6 +94,20 @@ pub trait Backend: AsRawFd + Send + Sync + 'static {
     unsafe fn send(&self, buffers: &[libc::iovec]) -> io::Result<usize> {
         // SAFETY: the caller vouches for the memory; the slice gives the number of its elements.
         retry(|| unsafe { libc::writev(self.as_raw_fd(), buffers.as_ptr(), count(buffers)) })
+    }
+}
+
+/// Takes one packet and forgets it. Tells its length as far as it was read: 0 if there is none to come any more.
+pub(super) fn discard(backend: &impl Backend) -> io::Result<usize> {
+    let mut byte = 0_u8;
+    let buffer = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    // SAFETY: the buffer is the byte above.
+    #[allow(unsafe_code)]
+    unsafe {
+        backend.receive(&[buffer])
     }
 }
 

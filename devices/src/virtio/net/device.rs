@@ -1,5 +1,8 @@
 //! The device towards its transport.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -8,15 +11,21 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use zerocopy::IntoBytes;
 
-use super::backend::{Backend, Offloads};
+use super::backend::{Backend, Offloads, discard};
+use super::control::{Control, Controlled, Settings, use_pairs};
+use super::filter::{Filter, Mac, Rules, Sieve, is_group};
+use super::handle::NetHandle;
 use super::handler::{QueuePair, Shared};
-use super::link::{Link, Port};
+use super::link::{Link, LinkObserver, Port, PortState, Running};
 use super::metrics::NetMetrics;
-use super::rx::Rx;
+use super::pairs::Pairs;
+use super::rx::{Rx, RxSetup};
 use super::spec::{self, bit};
 use super::tx::Tx;
+use crate::rate_limit::RateLimiter;
 use crate::state::{Persist, Section, StateError};
 use crate::virtio::device::read_fields;
+use crate::virtio::limit::Limit;
 use crate::virtio::{Activation, ActiveQueue, StartError, VirtioDevice, Worker};
 
 const KIND: &str = "virtio-net";
@@ -25,9 +34,15 @@ const VERSION: u16 = 1;
 /// Most packets thrown away when the driver goes: more than a tap keeps by default.
 const MAX_DISCARDED: usize = 4096;
 
+/// Most queue pairs: as many as Linux lets an interface have queues.
+pub const MAX_PAIRS: usize = 256;
+
 /// What a network device cannot be made with.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum NetError {
+    /// There is no queue pair, or there are too many.
+    #[error("{0} ports, expected one for each of 1 to {MAX_PAIRS} queue pairs")]
+    Pairs(usize),
     /// The queue size is not one that a split ring can have.
     #[error("queue size is {0}, expected a power of two from 2 to 32768")]
     QueueSize(u16),
@@ -37,10 +52,13 @@ pub enum NetError {
     /// The address is a group's or nobody's.
     #[error("mac address is {}, expected that of one station: lowest bit of the first byte 0, not all zero", format_mac(.0))]
     Mac([u8; 6]),
+    /// The host does not let the queues rest that the driver does not use yet.
+    #[error("cannot set aside the queues of the network interface that are not in use yet")]
+    Queues(#[source] io::Error),
 }
 
-/// What a network device is made with, besides its port.
-#[derive(Clone, Copy, Debug)]
+/// What a network device is made with, besides its ports.
+#[derive(Clone)]
 pub struct NetOptions {
     /// The Ethernet address.
     pub mac: [u8; 6],
@@ -50,38 +68,76 @@ pub struct NetOptions {
     pub queue_size: u16,
     /// What to leave to the guest and take from it, as far as the port can.
     pub offloads: Offloads,
+    /// What limits the packets that the guest receives, all queues together. Those that are held back wait in the host's
+    /// interface.
+    pub rx_limiter: Arc<RateLimiter>,
+    /// What limits the packets that the guest sends, all queues together. Those that are held back wait in the ring.
+    pub tx_limiter: Arc<RateLimiter>,
+    /// Whether the link is up from the start, as far as the host's interface is.
+    pub link: bool,
+    /// Told of changes of the host's interface.
+    pub observer: Option<Arc<dyn LinkObserver>>,
 }
 
-/// The network device (virtio 1.2, section 5.1), with one queue pair.
+impl fmt::Debug for NetOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetOptions")
+            .field("mac", &format_mac(&self.mac))
+            .field("mtu", &self.mtu)
+            .field("queue_size", &self.queue_size)
+            .field("offloads", &self.offloads)
+            .field("link", &self.link)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The network device (virtio 1.2, section 5.1), with a queue pair for each of its ports, and a control queue.
 pub struct Net<B: Backend> {
     name: String,
-    backend: Arc<B>,
-    mac: [u8; 6],
+    backends: Vec<Arc<B>>,
+    mac: Mac,
     mtu: Option<u16>,
-    queue_sizes: [u16; 2],
+    queue_sizes: Vec<u16>,
     offloads: Offloads,
+    rx_limiter: Arc<RateLimiter>,
+    tx_limiter: Arc<RateLimiter>,
     link: Arc<Link>,
+    pairs: Arc<Pairs>,
+    filter: Arc<Filter>,
+    settings: Settings,
     metrics: Arc<NetMetrics>,
-    worker: Option<Worker<QueuePair<B>>>,
+    workers: Vec<Worker<QueuePair<B>>>,
+    /// Queues that the driver enabled and that nobody works on.
+    idle: Vec<ActiveQueue>,
     /// The port may hold packets that only a driver which took segmentation offload can take.
     oversized: bool,
-    /// The driver has offered room for the longest packet once: kept over a pause, as its ring may be low when it resumes.
-    offers_enough: bool,
+    /// The driver has offered room for the longest packet once, by pairs: kept over a pause, as its ring may be low when it
+    /// resumes.
+    offers_enough: Vec<bool>,
 }
 
 impl<B: Backend> Net<B> {
-    /// Makes a device that is called `virtio-ID`.
+    /// Makes a device that is called `virtio-ID`, with a queue pair for each of `backends`, which are of one interface. All
+    /// but the first are set aside until the driver uses more pairs.
     ///
     /// # Errors
     ///
     /// [`NetError`] names the option that cannot be.
-    pub fn new(id: &str, backend: B, options: NetOptions) -> Result<Self, NetError> {
+    pub fn new(id: &str, backends: Vec<B>, options: NetOptions) -> Result<Self, NetError> {
         let NetOptions {
             mac,
             mtu,
             queue_size,
             offloads,
+            rx_limiter,
+            tx_limiter,
+            link,
+            observer,
         } = options;
+        let count = backends.len();
+        if !(1..=MAX_PAIRS).contains(&count) {
+            return Err(NetError::Pairs(count));
+        }
         if !queue_size.is_power_of_two() || !(2..=32768).contains(&queue_size) {
             return Err(NetError::QueueSize(queue_size));
         }
@@ -91,20 +147,32 @@ impl<B: Backend> Net<B> {
         if !is_station(mac) {
             return Err(NetError::Mac(mac));
         }
-        Ok(Self {
-            name: format!("virtio-{id}"),
-            link: Arc::new(Link::new(backend.is_attached())),
-            backend: Arc::new(backend),
+        let name = format!("virtio-{id}");
+        let metrics = Arc::<NetMetrics>::default();
+        let ports = backends.iter().map(Backend::is_attached);
+        let link = Link::new(&name, ports, link, Arc::clone(&metrics), observer);
+        let net = Self {
+            link: Arc::new(link),
+            pairs: Arc::new(Pairs::new(count as u16)),
+            filter: Arc::new(Filter::new(mac)),
+            settings: Settings::default(),
+            backends: backends.into_iter().map(Arc::new).collect(),
             mac,
             mtu,
-            queue_sizes: [queue_size; 2],
+            queue_sizes: vec![queue_size; 2 * count + 1],
             offloads,
-            metrics: Arc::default(),
-            worker: None,
+            rx_limiter,
+            tx_limiter,
+            metrics,
+            workers: Vec::new(),
+            idle: Vec::new(),
             // Whoever had the port before may have left some.
             oversized: true,
-            offers_enough: false,
-        })
+            offers_enough: vec![false; count],
+            name,
+        };
+        net.set_receiving().map_err(NetError::Queues)?;
+        Ok(net)
     }
 
     /// The counters, which live on after the device.
@@ -112,30 +180,131 @@ impl<B: Backend> Net<B> {
         Arc::clone(&self.metrics)
     }
 
-    /// Whether the link is up.
-    pub fn is_link_up(&self) -> bool {
-        self.link.is_up()
+    /// A way to the device from now on, wherever it goes.
+    pub fn handle(&self) -> NetHandle {
+        NetHandle {
+            link: Arc::clone(&self.link),
+            pairs: Arc::clone(&self.pairs),
+            rx_limiter: Arc::clone(&self.rx_limiter),
+            tx_limiter: Arc::clone(&self.tx_limiter),
+        }
     }
 
     fn config(&self) -> spec::Config {
         spec::Config {
-            mac: self.mac,
+            mac: self.filter.rules().mac,
             status: self.link.status().into(),
-            max_virtqueue_pairs: 1.into(),
+            max_virtqueue_pairs: self.pairs.count().into(),
             mtu: self.mtu.unwrap_or_default().into(),
         }
     }
 
+    /// What the device can offload.
+    fn can_offload(&self) -> Offloads {
+        self.offloads & self.backends[0].offloads()
+    }
+
     fn set_offloads(&self, offloads: Offloads) -> Result<(), StartError> {
-        match self.backend.set_offloads(offloads) {
+        let first = &self.backends[0];
+        match first.set_offloads(offloads) {
             // An interface that is gone is a link that is down, and no reason to fail a machine that resumes.
-            Err(source) if self.backend.is_attached() => Err(StartError::Resource {
+            Err(source) if first.is_attached() => Err(StartError::Resource {
                 what: "the accepted offloads from the network interface",
                 source,
             }),
             _ => Ok(()),
         }
     }
+
+    /// Has the host give packets to the pairs that are in use, and to no others.
+    fn set_receiving(&self) -> io::Result<()> {
+        if self.backends.len() == 1 {
+            return Ok(());
+        }
+        let in_use = usize::from(self.pairs.in_use());
+        let (used, unused) = self.backends.split_at(in_use.min(self.backends.len()));
+        let resting = unused.iter().rev().map(|backend| (backend, false));
+        let receiving = used.iter().map(|backend| (backend, true));
+        for (backend, receives) in resting.chain(receiving) {
+            match backend.set_receiving(receives) {
+                Err(error) if backend.is_attached() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn port(&self, index: u16) -> Port {
+        let attached = self.backends[usize::from(index)].is_attached();
+        Port::new(index, attached, Arc::clone(&self.link))
+    }
+
+    /// Starts the worker of pair `index`. An error tells what could not be had.
+    fn start_pair(
+        &mut self,
+        index: u16,
+        (rx, tx): (ActiveQueue, ActiveQueue),
+        activation: &Common,
+        control: Option<ActiveQueue>,
+    ) -> Result<(), (&'static str, io::Error)> {
+        let Common {
+            memory,
+            interrupt,
+            features,
+            pairs,
+        } = activation;
+        let limit = |limiter: &Arc<RateLimiter>| {
+            Limit::new(Arc::clone(limiter)).map_err(|source| ("a timer", source))
+        };
+        let control = control.map(|queue| {
+            let controlled = Controlled {
+                name: self.name.clone(),
+                backends: self.backends[..usize::from(*pairs)].to_vec(),
+                filter: Arc::clone(&self.filter),
+                pairs: Arc::clone(&self.pairs),
+                link: Arc::clone(&self.link),
+                interrupt: Arc::clone(interrupt),
+                metrics: Arc::clone(&self.metrics),
+                features: *features,
+                settings: self.settings,
+            };
+            Control::new(queue, controlled)
+        });
+        let control = control.transpose().map_err(|source| ("a timer", source))?;
+        let setup = RxSetup {
+            want: spec::longest_packet(spec::accepted(*features), self.mtu),
+            merge: features & bit(spec::VIRTIO_NET_F_MRG_RXBUF) != 0,
+            offers_enough: self.offers_enough[usize::from(index)],
+            sieve: Sieve::new(&self.filter),
+            limit: limit(&self.rx_limiter)?,
+        };
+        let shared = Shared {
+            backend: Arc::clone(&self.backends[usize::from(index)]),
+            memory: memory.clone(),
+            interrupt: Arc::clone(interrupt),
+            filter: Arc::clone(&self.filter),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let queues = (Rx::new(rx, setup), Tx::new(tx, limit(&self.tx_limiter)?));
+        let name = match self.backends.len() {
+            1 => self.name.clone(),
+            _ => format!("{}-q{index}", self.name),
+        };
+        let place = (index, Arc::clone(&self.pairs));
+        let pair = QueuePair::new(&name, place, shared, self.port(index), queues, control);
+        let worker = Worker::spawn(&name, pair).map_err(|source| ("a worker thread", source))?;
+        self.workers.push(worker);
+        Ok(())
+    }
+}
+
+/// What all pairs of an activation have in common.
+struct Common {
+    memory: crate::memory::GuestRam,
+    interrupt: Arc<dyn crate::virtio::Interrupt>,
+    features: u64,
+    /// Number of pairs that have both their queues.
+    pairs: u16,
 }
 
 impl<B: Backend> VirtioDevice for Net<B> {
@@ -148,7 +317,8 @@ impl<B: Backend> VirtioDevice for Net<B> {
     }
 
     fn features(&self) -> u64 {
-        let mut features = spec::offered(self.offloads & self.backend.offloads());
+        let offloads = spec::offered(self.can_offload());
+        let mut features = offloads;
         for feature in [
             VIRTIO_F_VERSION_1,
             VIRTIO_RING_F_INDIRECT_DESC,
@@ -156,11 +326,23 @@ impl<B: Backend> VirtioDevice for Net<B> {
             spec::VIRTIO_NET_F_MAC,
             spec::VIRTIO_NET_F_MRG_RXBUF,
             spec::VIRTIO_NET_F_STATUS,
+            spec::VIRTIO_NET_F_CTRL_VQ,
+            spec::VIRTIO_NET_F_CTRL_RX,
+            spec::VIRTIO_NET_F_CTRL_VLAN,
+            spec::VIRTIO_NET_F_CTRL_RX_EXTRA,
+            spec::VIRTIO_NET_F_GUEST_ANNOUNCE,
+            spec::VIRTIO_NET_F_CTRL_MAC_ADDR,
         ] {
             features |= bit(feature);
         }
-        if self.mtu.is_some() {
-            features |= bit(spec::VIRTIO_NET_F_MTU);
+        for (feature, offered) in [
+            (spec::VIRTIO_NET_F_MTU, self.mtu.is_some()),
+            (spec::VIRTIO_NET_F_MQ, self.backends.len() > 1),
+            (spec::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, offloads != 0),
+        ] {
+            if offered {
+                features |= bit(feature);
+            }
         }
         features
     }
@@ -184,88 +366,138 @@ impl<B: Backend> VirtioDevice for Net<B> {
             features,
             interrupt,
         } = activation;
-        let (mut rx, mut tx) = (None, None);
-        for active in queues {
-            match active.index {
-                spec::RX => rx = Some(active),
-                spec::TX => tx = Some(active),
-                _ => {}
-            }
-        }
-        let rx = rx.ok_or(StartError::QueueMissing(spec::RX))?;
-        let tx = tx.ok_or(StartError::QueueMissing(spec::TX))?;
-
-        let offloads = spec::accepted(features);
-        self.set_offloads(offloads)?;
-        self.oversized |= offloads.segmentation();
-
-        let reports_status = features & bit(spec::VIRTIO_NET_F_STATUS) != 0;
-        let port = Port::new(
-            &self.name,
-            self.backend.is_attached(),
-            Arc::clone(&self.link),
-            Arc::clone(&self.metrics),
-            reports_status.then(|| Arc::clone(&interrupt)),
-        );
-        let shared = Shared {
-            backend: Arc::clone(&self.backend),
-            memory,
-            interrupt,
-            metrics: Arc::clone(&self.metrics),
+        let accepted = |feature| features & bit(feature) != 0;
+        // Where the control queue is follows from what the driver accepted (5.1.2).
+        let most = if accepted(spec::VIRTIO_NET_F_MQ) {
+            self.pairs.count()
+        } else {
+            1
         };
-        let want = spec::longest_packet(offloads, self.mtu);
-        let merge = features & bit(spec::VIRTIO_NET_F_MRG_RXBUF) != 0;
-        let rx = Rx::new(rx, want, merge, self.offers_enough);
-        let pair = QueuePair::new(&self.name, shared, port, rx, Tx::new(tx));
-        let worker = Worker::spawn(&self.name, pair).map_err(|source| StartError::Resource {
-            what: "a worker thread",
+        let mut queues: BTreeMap<u16, ActiveQueue> = queues
+            .into_iter()
+            .map(|active| (active.index, active))
+            .collect();
+        let mut pairs = Vec::new();
+        for (rx, tx) in (0..most).map(spec::queues_of_pair) {
+            if !queues.contains_key(&rx) || !queues.contains_key(&tx) {
+                break;
+            }
+            pairs.extend(queues.remove(&rx).zip(queues.remove(&tx)));
+        }
+        let needed = self.pairs.in_use();
+        if pairs.len() < usize::from(needed) {
+            let (rx, tx) = spec::queues_of_pair(pairs.len() as u16);
+            let missing = if queues.contains_key(&rx) { tx } else { rx };
+            return Err(StartError::QueueMissing(missing));
+        }
+        let mut control = accepted(spec::VIRTIO_NET_F_CTRL_VQ)
+            .then(|| queues.remove(&spec::control_queue(most)))
+            .flatten();
+        self.idle = queues.into_values().collect();
+
+        let wakes = pairs.iter().flat_map(|(rx, tx)| [&rx.notify, &tx.notify]);
+        let wakes = wakes
+            .map(|notify| notify.try_clone())
+            .collect::<io::Result<_>>();
+        let wakes = wakes.map_err(|source| StartError::Resource {
+            what: "an eventfd",
             source,
         })?;
-        self.worker = Some(worker);
+        if accepted(spec::VIRTIO_NET_F_CTRL_VLAN) {
+            let mut rules = (*self.filter.rules()).clone();
+            rules.expect_vlans();
+            self.filter.set(rules);
+        }
+        self.set_offloads(self.settings.offloads(features))?;
+        self.oversized |= spec::accepted(features).segmentation();
+        self.set_receiving()
+            .map_err(|source| StartError::Resource {
+                what: "the queues of the network interface",
+                source,
+            })?;
+
+        let common = Common {
+            memory,
+            interrupt: Arc::clone(&interrupt),
+            features,
+            pairs: pairs.len() as u16,
+        };
+        self.link.begin(Running {
+            interrupt: accepted(spec::VIRTIO_NET_F_STATUS).then_some(interrupt),
+            announces: accepted(spec::VIRTIO_NET_F_GUEST_ANNOUNCE)
+                && accepted(spec::VIRTIO_NET_F_STATUS)
+                && control.is_some(),
+            wakes,
+        });
+        for (index, queues) in (0..).zip(pairs) {
+            if let Err((what, source)) = self.start_pair(index, queues, &common, control.take()) {
+                self.stop();
+                return Err(StartError::Resource { what, source });
+            }
+        }
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<ActiveQueue> {
-        let Some(worker) = self.worker.take() else {
-            return Vec::new();
-        };
-        let pair = worker.stop();
-        self.offers_enough = pair.offers_enough();
+        self.link.end();
+        let mut queues = std::mem::take(&mut self.idle);
+        if self.workers.is_empty() {
+            return queues;
+        }
+        for (index, worker) in self.workers.drain(..).enumerate() {
+            let pair = worker.stop();
+            self.offers_enough[index] = pair.offers_enough();
+            let (handed_back, settings) = pair.into_parts();
+            queues.extend(handed_back);
+            self.settings = settings.unwrap_or(self.settings);
+        }
         // Nobody takes packets now; those that wait for a resume are left, and what follows is for any driver.
         if let Err(error) = self.set_offloads(Offloads::empty()) {
             tracing::warn!(device = self.name, %error, "cannot reset the offloads of the network interface");
         }
-        pair.into_queues().into()
+        queues.sort_by_key(|active| active.index);
+        queues
     }
 
     fn reset(&mut self) {
-        self.offers_enough = false;
+        self.offers_enough.fill(false);
+        self.settings = Settings::default();
+        self.filter.set(Rules::new(self.mac));
+        self.link.reset();
+        if let Err(error) = use_pairs(&self.backends, &self.pairs, 1) {
+            tracing::warn!(device = self.name, %error, "cannot set aside queues of the network interface");
+        }
+        self.link.forget(1);
         if !std::mem::take(&mut self.oversized) {
             return;
         }
-        // Packets queued for the driver that went may be of a kind that the next one does not accept.
-        let mut byte = 0_u8;
-        let buffer = libc::iovec {
-            iov_base: (&raw mut byte).cast(),
-            iov_len: 1,
-        };
+        // Packets queued for the driver that went may be of a kind that the next one does not accept. The queues that were
+        // set aside hold none.
         for _ in 0..MAX_DISCARDED {
-            // SAFETY: the buffer is the byte above.
-            #[allow(unsafe_code)]
-            let result = unsafe { self.backend.receive(&[buffer]) };
-            if !matches!(result, Ok(len) if len > 0) {
+            if !matches!(discard(&*self.backends[0]), Ok(len) if len > 0) {
                 break;
             }
         }
     }
 }
 
+/// What is saved of a device.
 #[derive(Serialize, Deserialize)]
-struct State {
-    mac: [u8; 6],
-    mtu: Option<u16>,
-    link_up: bool,
-    offers_enough: bool,
+pub(super) struct State {
+    pub(super) mac: Mac,
+    pub(super) mtu: Option<u16>,
+    /// The host's interface was up.
+    pub(super) port_up: bool,
+    /// The link was wanted up.
+    pub(super) plugged: bool,
+    /// The driver has still to announce itself.
+    pub(super) announces: bool,
+    /// The driver has still to be told of a change of the link.
+    pub(super) link_untold: bool,
+    pub(super) offers_enough: Vec<bool>,
+    pub(super) pairs_in_use: u16,
+    pub(super) rules: Rules,
+    pub(super) settings: Settings,
 }
 
 impl<B: Backend> Persist for Net<B> {
@@ -274,17 +506,23 @@ impl<B: Backend> Persist for Net<B> {
             mac,
             mtu,
             link,
+            pairs,
+            filter,
+            settings,
             offers_enough,
             // Configuration, the same in the device that is restored into.
             name: _,
             queue_sizes: _,
             offloads: _,
+            rx_limiter: _,
+            tx_limiter: _,
             // Of this host.
-            backend: _,
+            backends: _,
             metrics: _,
             oversized: _,
             // Stopped, its queues handed back.
-            worker: _,
+            workers: _,
+            idle: _,
         } = self;
         Section::new(
             KIND,
@@ -292,8 +530,14 @@ impl<B: Backend> Persist for Net<B> {
             &State {
                 mac: *mac,
                 mtu: *mtu,
-                link_up: link.is_up(),
-                offers_enough: *offers_enough,
+                port_up: link.port() == PortState::Up,
+                plugged: link.is_plugged(),
+                announces: link.announces(),
+                link_untold: link.is_untold(),
+                offers_enough: offers_enough.clone(),
+                pairs_in_use: pairs.in_use(),
+                rules: (*filter.rules()).clone(),
+                settings: *settings,
             },
         )
     }
@@ -302,38 +546,60 @@ impl<B: Backend> Persist for Net<B> {
         let State {
             mac,
             mtu,
-            link_up,
+            port_up,
+            plugged,
+            announces,
+            link_untold,
             offers_enough,
+            pairs_in_use,
+            rules,
+            settings,
         } = section.decode(KIND, VERSION)?;
-        let refuse = |field, value, expected: &str| StateError::Field {
+        let refuse = |field, value, expected: String| StateError::Field {
             kind: KIND,
             field,
             value,
-            expected: expected.to_owned(),
+            expected,
         };
-        if !is_station(mac) {
-            return Err(refuse(
-                "mac",
-                format_mac(&mac),
-                "the address of one station",
-            ));
+        for (field, mac) in [("mac", mac), ("rules.mac", rules.mac)] {
+            if !is_station(mac) {
+                let expected = "the address of one station".to_owned();
+                return Err(refuse(field, format_mac(&mac), expected));
+            }
         }
         if let Some(mtu) = mtu.filter(|mtu| *mtu < spec::MIN_MTU) {
-            return Err(refuse("mtu", mtu.to_string(), "at least 68"));
+            return Err(refuse("mtu", mtu.to_string(), "at least 68".to_owned()));
+        }
+        let count = self.pairs.count();
+        if !(1..=count).contains(&pairs_in_use) {
+            let value = pairs_in_use.to_string();
+            return Err(refuse("pairs_in_use", value, format!("1 to {count}")));
+        }
+        if offers_enough.len() != usize::from(count) {
+            let value = format!("{} of them", offers_enough.len());
+            return Err(refuse("offers_enough", value, format!("{count} of them")));
+        }
+        if !rules.is_valid() {
+            let expected = "lists no longer than a device keeps".to_owned();
+            return Err(refuse("rules", "longer lists".to_owned(), expected));
         }
         self.mac = mac;
         self.mtu = mtu;
-        self.link.set(link_up);
+        self.link.restore(plugged, port_up, announces, link_untold);
         self.offers_enough = offers_enough;
+        // The host's interface follows when the device starts.
+        self.pairs.set_in_use(pairs_in_use);
+        self.filter.set(rules);
+        self.settings = settings;
         Ok(())
     }
 }
 
-fn is_station(mac: [u8; 6]) -> bool {
-    mac[0] & 1 == 0 && mac != [0; 6]
+fn is_station(mac: Mac) -> bool {
+    !is_group(mac) && mac != [0; 6]
 }
 
-fn format_mac(mac: &[u8; 6]) -> String {
+fn format_mac(mac: &Mac) -> String {
     let [a, b, c, d, e, f] = mac;
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }

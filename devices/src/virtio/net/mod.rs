@@ -3,15 +3,22 @@
 //! Packets move between the tap and the guest's buffers with one `readv` or `writev` each, the virtio header included:
 //! the kernel fills the header of a received packet, and checks the one of a sent packet. This module parses neither.
 //!
-//! A queue pair is worked on by one thread. It waits for the driver's notifications and, edge-triggered, for the tap; where
-//! the guest has no buffers or the host no room, it sleeps until that changes.
+//! A queue pair is worked on by one thread over a queue of its own of the tap. It waits for the driver's notifications and,
+//! edge-triggered, for the tap; where the guest has no buffers, the host no room or the rate limit no turn, it sleeps until
+//! that changes. The thread of the first pair works on the control queue as well.
 
 mod backend;
+mod command;
+mod control;
 mod device;
+mod filter;
+mod handle;
 mod handler;
 mod link;
 mod metrics;
+mod pairs;
 mod posted;
+mod rtnetlink;
 mod rx;
 mod spec;
 mod tap;
@@ -21,6 +28,8 @@ mod tx;
 mod used;
 
 pub use backend::{Backend, Offloads};
-pub use device::{Net, NetError, NetOptions};
+pub use device::{MAX_PAIRS, Net, NetError, NetOptions};
+pub use handle::NetHandle;
+pub use link::{LinkObserver, PortState};
 pub use metrics::NetMetrics;
 pub use tap::{Tap, TapError};

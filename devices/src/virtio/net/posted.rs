@@ -128,6 +128,30 @@ impl Posted {
         })
     }
 
+    /// Copies what was received, from `offset` on, to `bytes`, and tells how much there is. The guest may change it at the same
+    /// time.
+    pub(super) fn peek(&self, offset: u64, bytes: &mut [u8]) -> usize {
+        let mut skip = offset as usize;
+        let mut done = 0;
+        for piece in &self.pieces[self.first..] {
+            let slot = piece.iov_base.cast::<u8>();
+            for at in skip..piece.iov_len {
+                let Some(byte) = bytes.get_mut(done) else {
+                    return done;
+                };
+                // SAFETY: `at` is within the piece, which is guest memory in a mapping that `self.memory` keeps; the guest
+                // may write it at the same time, hence volatile.
+                #[allow(unsafe_code)]
+                unsafe {
+                    *byte = slot.wrapping_add(at).read_volatile();
+                }
+                done += 1;
+            }
+            skip = skip.saturating_sub(piece.iov_len);
+        }
+        done
+    }
+
     /// Writes `num_buffers` into the header at the beginning of the first chain, wherever descriptors divide it.
     pub(super) fn write_num_buffers(&mut self, count: u16) {
         let mut offset = NUM_BUFFERS;

@@ -1,10 +1,12 @@
 //! From the host to the guest.
 
 use std::iter;
+use std::time::Instant;
 
 use virtio_queue::{Error, QueueOwnedT, QueueT};
 
-use super::backend::{Backend, Fault};
+use super::backend::{Backend, Fault, discard};
+use super::filter::{LOOKED_AT, Sieve};
 use super::handler::{Outcome, Shared};
 use super::link::{Port, PortState};
 use super::metrics::add;
@@ -14,6 +16,7 @@ use super::used::UsedRing;
 use crate::memory::RamGuard;
 use crate::virtio::ActiveQueue;
 use crate::virtio::chain::Buffers;
+use crate::virtio::limit::Limit;
 
 /// Packets received before other work has its turn.
 const MAX_PACKETS: usize = 128;
@@ -43,12 +46,35 @@ pub(super) struct Rx {
     merge: bool,
     /// The guest had offered room for the longest packet once, and so is one that will again.
     offers_enough: bool,
+    /// What the guest wants to receive.
+    sieve: Sieve,
+    limit: Limit,
+}
+
+/// How a receive queue works.
+pub(super) struct RxSetup {
+    /// Bytes of the longest packet with its header.
+    pub(super) want: u64,
+    /// A packet may fill several chains.
+    pub(super) merge: bool,
+    /// What [`Rx::offers_enough`] was when the same driver's queue was handed back.
+    pub(super) offers_enough: bool,
+    /// What the guest wants to receive.
+    pub(super) sieve: Sieve,
+    /// The rate of packets.
+    pub(super) limit: Limit,
 }
 
 impl Rx {
-    /// Receives packets of up to `want` bytes with their header. `offers_enough` is what [`Rx::offers_enough`] was when
-    /// the same driver's queue was handed back.
-    pub(super) fn new(active: ActiveQueue, want: u64, merge: bool, offers_enough: bool) -> Self {
+    /// Goes on where `active` stands.
+    pub(super) fn new(active: ActiveQueue, setup: RxSetup) -> Self {
+        let RxSetup {
+            want,
+            merge,
+            offers_enough,
+            sieve,
+            limit,
+        } = setup;
         Self {
             used: UsedRing::new(&active.queue),
             active,
@@ -57,7 +83,14 @@ impl Rx {
             want,
             merge,
             offers_enough,
+            sieve,
+            limit,
         }
+    }
+
+    /// The limit of the rate, whose timer wakes for the next turn.
+    pub(super) fn limit(&mut self) -> &mut Limit {
+        &mut self.limit
     }
 
     /// Whether the driver has offered room for the longest packet once.
@@ -74,7 +107,7 @@ impl Rx {
     pub(super) fn run<B: Backend>(
         &mut self,
         shared: &Shared<B>,
-        port: &mut Port,
+        port: &Port,
         memory: &RamGuard,
     ) -> Result<Outcome, Error> {
         if self.posted.is_of_another_map(memory) {
@@ -91,12 +124,16 @@ impl Rx {
     fn receive<B: Backend>(
         &mut self,
         shared: &Shared<B>,
-        port: &mut Port,
+        port: &Port,
         memory: &RamGuard,
     ) -> Result<Outcome, Error> {
         let metrics = &shared.metrics;
         let mut chains = MAX_CHAINS;
+        self.sieve.refresh(&shared.filter);
         for _ in 0..MAX_PACKETS {
+            if !port.is_plugged() {
+                return Ok(throw_away(shared, port));
+            }
             match self.gather(shared, memory, &mut chains)? {
                 Gathered::Ready => {}
                 Gathered::Starved => {
@@ -104,6 +141,10 @@ impl Rx {
                     return Ok(Outcome::Idle);
                 }
                 Gathered::Again => return Ok(Outcome::Again),
+            }
+            if self.limit.is_limited() && self.limit.holds_back(Instant::now()) {
+                add(&metrics.rx_held_back, 1);
+                return Ok(Outcome::HeldBack);
             }
             match self.posted.receive(&*shared.backend) {
                 Ok(len) if len < HEADER_LEN => {
@@ -114,27 +155,32 @@ impl Rx {
                         return Ok(Outcome::Idle);
                     }
                 }
+                Ok(_) if !self.is_wanted() => add(&metrics.rx_filtered, 1),
                 Ok(len) if len > self.posted.len() => add(&metrics.rx_too_long, 1),
                 Ok(len) => {
                     self.deliver(memory, len)?;
                     add(&metrics.rx_packets, 1);
                     add(&metrics.rx_bytes, len - HEADER_LEN);
+                    if self.limit.is_limited() {
+                        self.limit.spend(len - HEADER_LEN, Instant::now());
+                    }
                 }
-                Err(error) => match Fault::of(&error, &*shared.backend) {
-                    Fault::WouldBlock => return Ok(Outcome::Idle),
-                    Fault::Down => {
-                        port.set(PortState::Down);
-                        return Ok(Outcome::Idle);
-                    }
-                    Fault::Gone => {
-                        port.set(PortState::Gone);
-                        return Ok(Outcome::Idle);
-                    }
-                    Fault::Packet => add(&metrics.rx_errors, 1),
-                },
+                Err(error) if is_end(&error, shared, port) => return Ok(Outcome::Idle),
+                Err(_) => add(&metrics.rx_errors, 1),
             }
         }
         Ok(Outcome::Again)
+    }
+
+    /// Whether the guest wants the packet that was received last.
+    fn is_wanted(&self) -> bool {
+        let rules = self.sieve.rules();
+        if rules.passes_all() {
+            return true;
+        }
+        let mut frame = [0; LOOKED_AT];
+        let len = self.posted.peek(HEADER_LEN, &mut frame);
+        rules.passes(&frame[..len])
     }
 
     /// Takes chains from the ring until there is room for the longest packet.
@@ -221,4 +267,38 @@ impl Rx {
         queue.set_next_avail(queue.next_avail().wrapping_sub(count));
         self.chain.clear();
     }
+}
+
+/// Takes note of what `error` says of the port, and tells whether there is nothing to receive for now.
+fn is_end<B: Backend>(error: &std::io::Error, shared: &Shared<B>, port: &Port) -> bool {
+    match Fault::of(error, &*shared.backend) {
+        Fault::WouldBlock => true,
+        Fault::Down => {
+            port.set(PortState::Down);
+            true
+        }
+        Fault::Gone => {
+            port.set(PortState::Gone);
+            true
+        }
+        Fault::Packet => false,
+    }
+}
+
+/// Receives for nobody: the link is set down, and what comes meanwhile is lost as with a cable that is pulled.
+fn throw_away<B: Backend>(shared: &Shared<B>, port: &Port) -> Outcome {
+    for _ in 0..MAX_PACKETS {
+        match discard(&*shared.backend) {
+            Ok(0) => {
+                if !shared.backend.is_attached() {
+                    port.set(PortState::Gone);
+                }
+                return Outcome::Idle;
+            }
+            Ok(_) => add(&shared.metrics.rx_link_down, 1),
+            Err(error) if is_end(&error, shared, port) => return Outcome::Idle,
+            Err(_) => add(&shared.metrics.rx_errors, 1),
+        }
+    }
+    Outcome::Again
 }

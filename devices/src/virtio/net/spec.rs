@@ -1,9 +1,10 @@
-//! Numbers and structures of virtio 1.2, section 5.1.
+//! Numbers and structures of virtio 1.2, section 5.1. UDP segmentation (USO) is of virtio 1.3.
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO,
 };
 use zerocopy::byteorder::little_endian::U16;
 use zerocopy::{Immutable, IntoBytes};
@@ -11,14 +12,29 @@ use zerocopy::{Immutable, IntoBytes};
 use super::backend::Offloads;
 
 pub(super) use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
+    VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
 };
 
 /// Index of the receive queue of the first pair.
+#[cfg(test)]
 pub(super) const RX: u16 = 0;
 
 /// Index of the transmit queue of the first pair.
+#[cfg(test)]
 pub(super) const TX: u16 = 1;
+
+/// Indexes of the receive and the transmit queue of pair `index` (5.1.2).
+pub(super) const fn queues_of_pair(index: u16) -> (u16, u16) {
+    (2 * index, 2 * index + 1)
+}
+
+/// Index of the control queue of a device whose driver uses up to `pairs` queue pairs (5.1.2).
+pub(super) const fn control_queue(pairs: u16) -> u16 {
+    2 * pairs
+}
 
 /// Length of `struct virtio_net_hdr` with VIRTIO_F_VERSION_1, in bytes.
 pub(super) const HEADER_LEN: u64 = 12;
@@ -52,24 +68,37 @@ pub(super) const fn bit(feature: u32) -> u64 {
 }
 
 /// Each offload with the features by which the driver takes it (receive) and uses it (send).
-const OFFLOADS: [(Offloads, u32, u32); 5] = [
-    (Offloads::CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_CSUM),
+const OFFLOADS: [(Offloads, u64, u64); 6] = [
+    (
+        Offloads::CSUM,
+        bit(VIRTIO_NET_F_GUEST_CSUM),
+        bit(VIRTIO_NET_F_CSUM),
+    ),
     (
         Offloads::TSO4,
-        VIRTIO_NET_F_GUEST_TSO4,
-        VIRTIO_NET_F_HOST_TSO4,
+        bit(VIRTIO_NET_F_GUEST_TSO4),
+        bit(VIRTIO_NET_F_HOST_TSO4),
     ),
     (
         Offloads::TSO6,
-        VIRTIO_NET_F_GUEST_TSO6,
-        VIRTIO_NET_F_HOST_TSO6,
+        bit(VIRTIO_NET_F_GUEST_TSO6),
+        bit(VIRTIO_NET_F_HOST_TSO6),
     ),
     (
         Offloads::TSO_ECN,
-        VIRTIO_NET_F_GUEST_ECN,
-        VIRTIO_NET_F_HOST_ECN,
+        bit(VIRTIO_NET_F_GUEST_ECN),
+        bit(VIRTIO_NET_F_HOST_ECN),
     ),
-    (Offloads::UFO, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_HOST_UFO),
+    (
+        Offloads::UFO,
+        bit(VIRTIO_NET_F_GUEST_UFO),
+        bit(VIRTIO_NET_F_HOST_UFO),
+    ),
+    (
+        Offloads::USO,
+        bit(VIRTIO_NET_F_GUEST_USO4) | bit(VIRTIO_NET_F_GUEST_USO6),
+        bit(VIRTIO_NET_F_HOST_USO),
+    ),
 ];
 
 /// The features to offer for what may be offloaded.
@@ -82,18 +111,25 @@ pub(super) fn offered(offloads: Offloads) -> u64 {
     OFFLOADS
         .iter()
         .filter(|(offload, ..)| offloads.contains(*offload))
-        .fold(0, |features, (_, guest, host)| {
-            features | bit(*guest) | bit(*host)
-        })
+        .fold(0, |features, (_, guest, host)| features | guest | host)
+}
+
+/// The features by which a driver takes packets that leave work to it: the bits of VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET
+/// (5.1.6.5.6.1).
+pub(super) fn guest_features() -> u64 {
+    OFFLOADS
+        .iter()
+        .fold(0, |features, (_, guest, _)| features | guest)
 }
 
 /// What the backend may hand to a driver that accepted `features`.
 ///
 /// A feature without the one it depends on (5.1.3.1) counts as not accepted: the backend would refuse the combination.
+/// So does UDP segmentation over one version of IP only, as a tap has it for both or for none.
 pub(super) fn accepted(features: u64) -> Offloads {
     let mut offloads = OFFLOADS
         .iter()
-        .filter(|(_, guest, _)| features & bit(*guest) != 0)
+        .filter(|(_, guest, _)| features & guest == *guest)
         .fold(Offloads::empty(), |offloads, (offload, ..)| {
             offloads | *offload
         });
@@ -152,6 +188,19 @@ mod tests {
         assert_eq!(
             accepted(csum | tso4 | ecn),
             Offloads::CSUM | Offloads::TSO4 | Offloads::TSO_ECN
+        );
+    }
+
+    #[test]
+    fn udp_segmentation_is_taken_for_both_versions_of_ip_or_for_none() {
+        let csum = bit(VIRTIO_NET_F_GUEST_CSUM);
+        let (uso4, uso6) = (bit(VIRTIO_NET_F_GUEST_USO4), bit(VIRTIO_NET_F_GUEST_USO6));
+        assert_eq!(accepted(csum | uso4), Offloads::CSUM);
+        assert_eq!(accepted(csum | uso6), Offloads::CSUM);
+        assert_eq!(accepted(csum | uso4 | uso6), Offloads::CSUM | Offloads::USO);
+        assert_eq!(
+            offered(Offloads::CSUM | Offloads::USO),
+            1 | 2 | 1 << 54 | 1 << 55 | 1 << 56
         );
     }
 

@@ -1,10 +1,11 @@
-//! A tap interface of the host.
+//! A tap interface of the host: one of the tun driver, or the character device of a macvtap.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::backend::{Backend, Offloads};
+use super::rtnetlink::LinkMonitor;
 use super::spec::HEADER_LEN;
 
 /// Why a descriptor cannot serve as the port of a network device.
@@ -37,12 +38,15 @@ pub enum TapError {
     },
 }
 
-/// An opened tap, with the virtio header of 12 bytes and no packet information.
+/// One queue of an opened tap, with the virtio header of 12 bytes and no packet information.
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
     name: String,
     offloads: Offloads,
+    multi_queue: bool,
+    /// A macvtap does not tell whoever waits for it that it is gone.
+    monitor: Option<LinkMonitor>,
 }
 
 impl Tap {
@@ -65,14 +69,34 @@ impl Tap {
             let name = name.clone();
             move |source| TapError::Call { name, what, source }
         };
-        if has_packet_information(&fd).map_err(failed("read the flags"))? {
+        let driver = driver(&fd).map_err(failed("read the flags"))?;
+        if driver
+            == (Driver::Tun {
+                packet_information: true,
+            })
+        {
             return Err(TapError::PacketInformation(name));
         }
+        let monitor = match driver {
+            Driver::Tun { .. } => None,
+            Driver::Macvtap => Some(LinkMonitor::new().map_err(failed("watch the state"))?),
+        };
         set_nonblocking(&fd).map_err(failed("make the descriptor non-blocking"))?;
         set_header_len(&fd).map_err(failed("set the header length"))?;
         let offloads = probe_offloads(&fd);
         set_offloads(&fd, Offloads::empty()).map_err(failed("set the offloads"))?;
-        Ok(Self { fd, name, offloads })
+        Ok(Self {
+            fd,
+            name,
+            offloads,
+            multi_queue: flags(&request) & libc::IFF_MULTI_QUEUE != 0,
+            monitor,
+        })
+    }
+
+    /// Whether the interface can have several queues.
+    pub fn is_multi_queue(&self) -> bool {
+        self.multi_queue
     }
 
     /// The name of the interface when the tap was taken.
@@ -90,6 +114,12 @@ impl Tap {
             fd: self.fd.try_clone()?,
             name: self.name.clone(),
             offloads: self.offloads,
+            multi_queue: self.multi_queue,
+            monitor: self
+                .monitor
+                .as_ref()
+                .map(|_| LinkMonitor::new())
+                .transpose()?,
         })
     }
 }
@@ -107,6 +137,24 @@ impl Backend for Tap {
 
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         set_offloads(&self.fd, offloads)
+    }
+
+    fn set_receiving(&self, receiving: bool) -> io::Result<()> {
+        match set_queue(&self.fd, receiving) {
+            // It is so already.
+            Err(error) if self.multi_queue && error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn changes(&self) -> Option<RawFd> {
+        self.monitor.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    fn take_changes(&self) {
+        if let Some(monitor) = &self.monitor {
+            monitor.take();
+        }
     }
 
     fn is_attached(&self) -> bool {
@@ -138,13 +186,27 @@ fn flags(request: &libc::ifreq) -> libc::c_int {
     flags.into()
 }
 
-/// Whether 4 bytes that are not part of the packet go before it.
+/// What a descriptor is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Driver {
+    /// A tap of the tun driver.
+    Tun {
+        /// 4 bytes that are not part of the packet go before it.
+        packet_information: bool,
+    },
+    /// The character device of a macvtap, which has no packet information.
+    Macvtap,
+}
+
+/// Finds out what `fd` is of.
 ///
-/// TUNGETIFF reports IFF_NO_PI, and IFF_NOFILTER, which is the same bit: set, it only tells something while there is a
-/// filter.
-fn has_packet_information(fd: &OwnedFd) -> io::Result<bool> {
+/// TUNGETIFF reports IFF_NO_PI, and for a tun IFF_NOFILTER, which is the same bit: set, it only tells something while there
+/// is a filter. A macvtap has no filters.
+fn driver(fd: &OwnedFd) -> io::Result<Driver> {
     if flags(&interface(fd)?) & libc::IFF_NO_PI == 0 {
-        return Ok(true);
+        return Ok(Driver::Tun {
+            packet_information: true,
+        });
     }
     let mut accept_all = libc::sock_filter {
         code: (libc::BPF_RET | libc::BPF_K) as u16,
@@ -158,12 +220,35 @@ fn has_packet_information(fd: &OwnedFd) -> io::Result<bool> {
     };
     // SAFETY: TUNATTACHFILTER reads a program of the given length.
     #[allow(unsafe_code)]
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNATTACHFILTER, &raw const program) })?;
+    let attached =
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNATTACHFILTER, &raw const program) });
+    match attached {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Driver::Macvtap),
+        result => result?,
+    }
     let result = interface(fd);
     // SAFETY: TUNDETACHFILTER takes a program, and does not look at it.
     #[allow(unsafe_code)]
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNDETACHFILTER, &raw const program) })?;
-    Ok(flags(&result?) & libc::IFF_NO_PI == 0)
+    Ok(Driver::Tun {
+        packet_information: flags(&result?) & libc::IFF_NO_PI == 0,
+    })
+}
+
+/// Lets the queue of `fd` take part in receiving, or not.
+fn set_queue(fd: &OwnedFd, receiving: bool) -> io::Result<()> {
+    // SAFETY: an ifreq is bytes and integers, for which zero is a value.
+    #[allow(unsafe_code)]
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let flag = if receiving {
+        libc::IFF_ATTACH_QUEUE
+    } else {
+        libc::IFF_DETACH_QUEUE
+    };
+    request.ifr_ifru.ifru_flags = flag as libc::c_short;
+    // SAFETY: TUNSETQUEUE reads an ifreq.
+    #[allow(unsafe_code)]
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
@@ -201,6 +286,7 @@ fn probe_offloads(fd: &OwnedFd) -> Offloads {
         Offloads::TSO6,
         Offloads::TSO_ECN,
         Offloads::UFO,
+        Offloads::USO,
     ] {
         if set_offloads(fd, known | offload).is_ok() {
             known |= offload;

@@ -1,6 +1,7 @@
 //! From the guest to the host.
 
 use std::iter;
+use std::time::Instant;
 
 use virtio_queue::{Error, QueueOwnedT, QueueT};
 
@@ -13,6 +14,7 @@ use super::used::UsedRing;
 use crate::memory::RamGuard;
 use crate::virtio::ActiveQueue;
 use crate::virtio::chain::Buffers;
+use crate::virtio::limit::Limit;
 
 /// Packets sent before other work has its turn.
 const MAX_PACKETS: usize = 128;
@@ -22,15 +24,23 @@ pub(super) struct Tx {
     pub(super) active: ActiveQueue,
     used: UsedRing,
     chain: Buffers,
+    limit: Limit,
 }
 
 impl Tx {
-    pub(super) fn new(active: ActiveQueue) -> Self {
+    /// Sends no faster than `limit`.
+    pub(super) fn new(active: ActiveQueue, limit: Limit) -> Self {
         Self {
             used: UsedRing::new(&active.queue),
             active,
             chain: Buffers::new(),
+            limit,
         }
+    }
+
+    /// The limit of the rate, whose timer wakes for the next turn.
+    pub(super) fn limit(&mut self) -> &mut Limit {
+        &mut self.limit
     }
 
     /// Sends until the ring is empty or the host has no room, or other work has its turn. The driver gets one interrupt at
@@ -42,7 +52,7 @@ impl Tx {
     pub(super) fn run<B: Backend>(
         &mut self,
         shared: &Shared<B>,
-        port: &mut Port,
+        port: &Port,
         memory: &RamGuard,
     ) -> Result<Outcome, Error> {
         self.active.queue.disable_notification(&**memory)?;
@@ -56,7 +66,7 @@ impl Tx {
     fn send_all<B: Backend>(
         &mut self,
         shared: &Shared<B>,
-        port: &mut Port,
+        port: &Port,
         memory: &RamGuard,
     ) -> Result<Outcome, Error> {
         for _ in 0..MAX_PACKETS {
@@ -69,12 +79,22 @@ impl Tx {
                 return Ok(Outcome::Idle);
             };
             let head = chain.head_index();
+            // What a pulled cable takes is not limited.
+            if self.limit.is_limited() && port.is_plugged() && self.limit.holds_back(Instant::now())
+            {
+                // The chain stays in the ring until its turn.
+                queue.go_to_previous_position();
+                add(&shared.metrics.tx_held_back, 1);
+                return Ok(Outcome::HeldBack);
+            }
             let counter = if self.chain.load(memory, chain).is_err()
                 || self.chain.readable_len() < HEADER_LEN
             {
                 &shared.metrics.tx_malformed
             } else if self.chain.readable_len() > MAX_PACKET {
                 &shared.metrics.tx_too_long
+            } else if !port.is_plugged() {
+                &shared.metrics.tx_link_down
             } else {
                 match self.send(shared, port) {
                     Ok(()) => &shared.metrics.tx_packets,
@@ -103,7 +123,7 @@ impl Tx {
     }
 
     /// Sends the loaded chain.
-    fn send<B: Backend>(&self, shared: &Shared<B>, port: &mut Port) -> Result<(), Fault> {
+    fn send<B: Backend>(&self, shared: &Shared<B>, port: &Port) -> Result<(), Fault> {
         if port.state() == PortState::Gone {
             return Err(Fault::Gone);
         }
@@ -113,10 +133,11 @@ impl Tx {
         match result {
             Ok(_) => {
                 port.set(PortState::Up);
-                add(
-                    &shared.metrics.tx_bytes,
-                    self.chain.readable_len() - HEADER_LEN,
-                );
+                let len = self.chain.readable_len() - HEADER_LEN;
+                add(&shared.metrics.tx_bytes, len);
+                if self.limit.is_limited() {
+                    self.limit.spend(len, Instant::now());
+                }
                 Ok(())
             }
             Err(error) => Err(Fault::of(&error, &*shared.backend)),

@@ -1,7 +1,8 @@
 //! Verbs that add and remove devices.
 
 use api::config::{AddedDisk, NetConfig, VsockConfig};
-use clap::Subcommand;
+use api::request::SetLinkConfig;
+use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::UsageError;
@@ -28,6 +29,15 @@ pub(super) enum Verb {
         /// cid=N,socket=PATH,... as for podvisor --vsock
         #[arg(value_name = "VSOCK")]
         vsock: VsockConfig,
+    },
+    /// Set the link of a network up or down
+    SetLink {
+        /// Its id, as info tells it
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Whether packets go through
+        #[arg(value_name = "up|down")]
+        link: Link,
     },
     /// Remove a disk, a network or a vsock; the guest has to agree if the VM is booted
     RemoveDevice {
@@ -74,6 +84,13 @@ pub(super) enum Verb {
     },
 }
 
+/// What a link is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Link {
+    Up,
+    Down,
+}
+
 impl Verb {
     pub(super) fn into_call(self) -> Result<Call, UsageError> {
         let add = |verb, device: Foreign| Ok(Call::add(verb, device.body(verb, None)?, vec![]));
@@ -92,6 +109,11 @@ impl Verb {
                 Ok(Call::add("vm.add-net", json!(net), duplicate_all(fds)?))
             }
             Self::AddVsock { vsock } => Ok(Call::add("vm.add-vsock", json!(vsock), vec![])),
+            Self::SetLink { id, link } => {
+                let up = link == Link::Up;
+                let body = SetLinkConfig { id, up };
+                Ok(Call::put_with("vm.set-link", json!(body)))
+            }
             Self::RemoveDevice { id } => Ok(Call::put_with("vm.remove-device", json!({"id": id}))),
             Self::AddDevice { device } => add("vm.add-device", device),
             Self::AddFs { fs } => add("vm.add-fs", fs),

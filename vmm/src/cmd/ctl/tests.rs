@@ -100,6 +100,10 @@ const VERBS: &[(&[&str], &str)] = &[
         r#"PUT vm.resize {"desired_vcpus":3}"#,
     ),
     (
+        &["set-link", "lan", "down"],
+        r#"PUT vm.set-link {"id":"lan","up":false}"#,
+    ),
+    (
         &["resize-disk", "--disk", "data", "--size", "2G"],
         r#"PUT vm.resize-disk {"desired_size":2147483648,"id":"data"}"#,
     ),

@@ -1,5 +1,6 @@
 //! Requests that change what a machine consists of.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use api::config::{
@@ -156,6 +157,12 @@ impl Control {
             }
             (id, None) => {
                 let id = id.unwrap_or_default();
+                let mut nets = definition.config.net.iter_mut();
+                if let Some(net) = nets.find(|net| net.id.as_deref() == Some(&id)) {
+                    net.rate_limiter_config = rate_limiter_config;
+                    self.limit_net(&id, limits);
+                    return Ok(Reply::Done);
+                }
                 let mut disks = definition.config.disks.iter_mut();
                 let disk = disks.find(|disk| disk.id.as_deref() == Some(&id));
                 let Some(disk) = disk else {
@@ -210,6 +217,7 @@ impl Control {
 
     pub(super) fn add_net(&mut self, config: NetConfig, descriptors: Descriptors) -> Answer {
         const VERB: &str = "vm.add-net";
+        let notices = Arc::clone(&self.notices);
         self.add(
             VERB,
             descriptors,
@@ -220,15 +228,16 @@ impl Control {
                 let failed = |error: wire::net::NetError| {
                     ApiError::of(VERB, error.is_configuration(), &error)
                 };
-                let opened = wire::net::open(net, descriptors.get(id)).map_err(failed)?;
+                let mut opened = wire::net::open(net, descriptors.get(id)).map_err(failed)?;
                 // An address that was drawn is the network's from now on.
                 net.mac = Some(opened.mac());
                 let (machine, resources, _) = live.parts();
-                let device = opened.device().map_err(failed)?;
+                let device = opened.device(notices).map_err(failed)?;
                 let kind = Kind::net(&device);
                 let info = machine
                     .plug(id, device, kind)
                     .map_err(|error| not_plugged(VERB, &error))?;
+                opened.settle();
                 resources.nets.push(opened);
                 Ok(Reply::Device(info))
             },
@@ -395,12 +404,13 @@ fn not_limited(config: &VmConfig, id: &str) -> ApiError {
     ConfigError::Invalid {
         field: "id".to_owned(),
         value: format!("{id:?}"),
-        problem: "expected a disk: the limits of this device cannot be changed".to_owned(),
+        problem: "expected a disk or a network: the limits of this device cannot be changed"
+            .to_owned(),
     }
     .into()
 }
 
-fn unknown(id: &str) -> ApiError {
+pub(super) fn unknown(id: &str) -> ApiError {
     ApiError::UnknownDevice { id: id.to_owned() }
 }
 

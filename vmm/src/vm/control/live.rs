@@ -89,19 +89,22 @@ impl Workshop<'_> {
     pub(super) fn boot(
         &self,
         definition: Definition,
-        resources: Resources,
+        mut resources: Resources,
         then: VmState,
     ) -> Result<Box<Live>, (Definition, RunError)> {
         match self.build(&definition, &resources, then) {
-            Ok(state) => Ok(Box::new(Live {
-                state,
-                resources,
-                definition,
-                entered: Instant::now(),
-                early_faults: 0,
-                crashed: false,
-                watchdog_told: None,
-            })),
+            Ok(state) => {
+                resources.settle();
+                Ok(Box::new(Live {
+                    state,
+                    resources,
+                    definition,
+                    entered: Instant::now(),
+                    early_faults: 0,
+                    crashed: false,
+                    watchdog_told: None,
+                }))
+            }
             Err(error) => Err((definition, error)),
         }
     }

@@ -3,6 +3,7 @@
 mod change;
 mod coredump;
 mod error;
+mod link;
 mod live;
 mod metrics;
 mod serve;
@@ -341,6 +342,9 @@ impl Control {
         // Before all that ends the machine: its definition shall not keep what the guest gave up.
         if happened.ejected {
             self.take_ejected();
+        }
+        if happened.link {
+            self.tell_of_links();
         }
         if happened.disk_stopped {
             self.stop_for_disks();

@@ -60,6 +60,7 @@ impl Control {
             Request::Coredump(config) => self.coredump(&config),
             Request::Resize(config) => self.resize(config),
             Request::ResizeDisk(config) => self.resize_disk(&config),
+            Request::SetLink(config) => self.set_link(&config),
             Request::SetRateLimiter(config) => self.set_rate_limiter(config),
             Request::AddDisk {
                 config,

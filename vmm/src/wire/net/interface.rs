@@ -15,6 +15,8 @@ pub(super) enum Kind {
         /// It can only be opened with IFF_MULTI_QUEUE.
         multi_queue: bool,
     },
+    /// A macvtap, whose queues are opened by its character device.
+    Macvtap,
     /// Something else, in words.
     Other(String),
 }
@@ -26,6 +28,8 @@ pub(super) struct Interface {
     pub(super) index: u32,
     /// What it is.
     pub(super) kind: Kind,
+    /// Its Ethernet address; all zero for what has none.
+    pub(super) mac: [u8; 6],
     /// In bytes.
     pub(super) mtu: u32,
     /// Whether it is set up.
@@ -64,6 +68,7 @@ impl Interfaces {
                 },
                 _ => Kind::Other("a tun interface".to_owned()),
             },
+            (Some("macvtap"), _) => Kind::Macvtap,
             (Some(kind), _) => Kind::Other(format!("a {kind} interface")),
             (None, _) if header.ifi_flags & libc::IFF_LOOPBACK as u32 != 0 => {
                 Kind::Other("a loopback interface".to_owned())
@@ -73,6 +78,11 @@ impl Interfaces {
         Ok(Some(Interface {
             index: header.ifi_index.cast_unsigned(),
             kind,
+            mac: link
+                .get_address()
+                .ok()
+                .and_then(|mac| mac.try_into().ok())
+                .unwrap_or_default(),
             mtu: link.get_mtu().map_err(io::Error::other)?,
             up: header.ifi_flags & libc::IFF_UP as u32 != 0,
         }))
@@ -126,22 +136,54 @@ impl Interfaces {
             .map_err(io::Error::from)
     }
 
-    /// Sets the MTU of interface `index`, in bytes.
-    pub(super) fn set_mtu(&mut self, index: u32, mtu: u16) -> io::Result<()> {
-        let mut request = rt_link::Request::new().op_setlink_do(&header(index));
-        request.encode().push_mtu(mtu.into());
+    /// Takes the address `ip` in a network of `prefix` bits from interface `index`.
+    pub(super) fn remove_address(&mut self, index: u32, ip: IpAddr, prefix: u8) -> io::Result<()> {
+        let family = if ip.is_ipv4() {
+            libc::AF_INET
+        } else {
+            libc::AF_INET6
+        };
+        let header = Ifaddrmsg {
+            // The families are 2 and 10.
+            ifa_family: family as u8,
+            ifa_prefixlen: prefix,
+            ifa_index: index,
+            ..Ifaddrmsg::new()
+        };
+        let mut request = rt_addr::Request::new().op_deladdr_do(&header);
+        request.encode().push_local(ip);
         self.0
             .request(&request)?
             .recv_ack()
             .map_err(io::Error::from)
     }
 
-    /// Sets interface `index` up.
-    pub(super) fn set_up(&mut self, index: u32) -> io::Result<()> {
-        let up = libc::IFF_UP as u32;
+    /// Sets the Ethernet address of interface `index`.
+    pub(super) fn set_mac(&mut self, index: u32, mac: [u8; 6]) -> io::Result<()> {
+        let mut request = rt_link::Request::new().op_setlink_do(&header(index));
+        request.encode().push_address(&mac);
+        self.0
+            .request(&request)?
+            .recv_ack()
+            .map_err(io::Error::from)
+    }
+
+    /// Sets the MTU of interface `index`, in bytes.
+    pub(super) fn set_mtu(&mut self, index: u32, mtu: u32) -> io::Result<()> {
+        let mut request = rt_link::Request::new().op_setlink_do(&header(index));
+        request.encode().push_mtu(mtu);
+        self.0
+            .request(&request)?
+            .recv_ack()
+            .map_err(io::Error::from)
+    }
+
+    /// Sets interface `index` up or down.
+    pub(super) fn set_up(&mut self, index: u32, up: bool) -> io::Result<()> {
+        let flag = libc::IFF_UP as u32;
         let header = Ifinfomsg {
-            ifi_flags: up,
-            ifi_change: up,
+            ifi_flags: if up { flag } else { 0 },
+            ifi_change: flag,
             ..header(index)
         };
         let request = rt_link::Request::new().op_setlink_do(&header);

@@ -28,8 +28,9 @@ pub(super) fn open() -> Result<File, NetError> {
         })
 }
 
-/// Attaches `file` to the tap called `name`, which is made if it does not exist. In a new name, `%d` becomes a number.
-pub(super) fn attach(file: &File, name: &str) -> io::Result<()> {
+/// Attaches `file` to a queue of the tap called `name`, which is made if it does not exist. In a new name, `%d` becomes a
+/// number. A tap with `multi_queue` has a queue for each file that is attached. A macvtap takes no name, and its flags alone.
+pub(super) fn attach(file: &File, name: &str, multi_queue: bool) -> io::Result<()> {
     // SAFETY: an ifreq is bytes and integers, for which zero is a value.
     #[allow(unsafe_code)]
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -40,8 +41,11 @@ pub(super) fn attach(file: &File, name: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags =
-        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if multi_queue {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes an ifreq.
     #[allow(unsafe_code)]
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };

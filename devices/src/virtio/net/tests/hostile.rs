@@ -9,9 +9,12 @@ use virtio_bindings::virtio_ring::{
 
 use super::*;
 use crate::virtio::driver::Descriptor;
+use crate::virtio::limit::Limit;
+use crate::virtio::net::filter::{Filter, Sieve};
 use crate::virtio::net::handler::{Outcome, Shared};
 use crate::virtio::net::link::{Link, Port};
-use crate::virtio::net::{rx::Rx, tx::Tx};
+use crate::virtio::net::rx::{Rx, RxSetup};
+use crate::virtio::net::tx::Tx;
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
@@ -318,23 +321,33 @@ proptest! {
         }
         let metrics = Arc::new(NetMetrics::default());
         let interrupt = Arc::new(CountingInterrupt::default());
-        let link = Arc::new(Link::new(true));
-        let mut port_state = Port::new("_net0", true, link, Arc::clone(&metrics), None);
+        let ports = std::iter::once(true);
+        let link = Arc::new(Link::new("_net0", ports, true, Arc::clone(&metrics), None));
+        let port_state = Port::new(0, true, link);
+        let filter = Arc::new(Filter::new(MAC));
+        let setup = RxSetup {
+            want: 1534,
+            merge,
+            offers_enough: false,
+            sieve: Sieve::new(&filter),
+            limit: Limit::new(unlimited()).unwrap(),
+        };
         let shared = Shared {
             backend: Arc::new(port),
             memory: memory.clone(),
             interrupt: interrupt.clone(),
+            filter,
             metrics: Arc::clone(&metrics),
         };
         let guard = memory.memory();
         let mut before = vec![0; PROP_MEMORY];
         guard.read_slice(&mut before, GuestAddress(0)).unwrap();
 
-        let mut rx = Rx::new(rx_ring.active(0, features), 1534, merge, false);
-        let mut tx = Tx::new(tx_ring.active(1, features));
+        let mut rx = Rx::new(rx_ring.active(0, features), setup);
+        let mut tx = Tx::new(tx_ring.active(1, features), Limit::new(unlimited()).unwrap());
         for _ in 0..4 {
-            let _ = rx.run(&shared, &mut port_state, &guard);
-            let sent = tx.run(&shared, &mut port_state, &guard);
+            let _ = rx.run(&shared, &port_state, &guard);
+            let sent = tx.run(&shared, &port_state, &guard);
             prop_assert!(!matches!(sent, Ok(Outcome::Again)), "24 chains are one turn");
         }
         rx.hand_back();

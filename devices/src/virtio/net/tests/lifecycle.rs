@@ -6,6 +6,7 @@ use virtio_queue::QueueT;
 use super::*;
 use crate::state::{Persist, Section, StateError};
 use crate::virtio::net::NetError;
+use crate::virtio::net::device::State;
 use crate::virtio::{Activation, ActiveQueue, StartError};
 
 impl Bench {
@@ -28,11 +29,11 @@ impl Bench {
 #[test]
 fn offered_features_follow_the_port() {
     let ring = PLAIN | bit(VIRTIO_RING_F_EVENT_IDX) | bit(VIRTIO_RING_F_INDIRECT_DESC);
-    let always = ring | bit(5) | bit(15) | bit(16);
+    let always = ring | bit(5) | bit(15) | bit(16) | (17..=21).chain([23]).map(bit).sum::<u64>();
     let (port, _control, _host) = SocketPort::pair(Offloads::empty());
     let net = Net::new(
         "a",
-        port,
+        vec![port],
         NetOptions {
             mtu: None,
             ..options()
@@ -42,23 +43,23 @@ fn offered_features_follow_the_port() {
     assert_eq!(net.features(), always);
 
     let (port, _control, _host) = SocketPort::pair(Offloads::CSUM | Offloads::TSO6);
-    let net = Net::new("a", port, options()).unwrap();
+    let net = Net::new("a", vec![port], options()).unwrap();
     assert_eq!(
         net.features(),
-        always | bit(3) | bit(0) | bit(1) | bit(8) | bit(12)
+        always | bit(3) | bit(0) | bit(1) | bit(2) | bit(8) | bit(12)
     );
 
     let (port, _control, _host) = SocketPort::pair(Offloads::all());
     let net = Net::new(
         "a",
-        port,
+        vec![port],
         NetOptions {
             offloads: Offloads::CSUM,
             ..options()
         },
     )
     .unwrap();
-    assert_eq!(net.features(), always | bit(3) | bit(0) | bit(1));
+    assert_eq!(net.features(), always | bit(3) | bit(0) | bit(1) | bit(2));
 }
 
 #[test]
@@ -88,7 +89,9 @@ fn write_to_configuration_space_changes_nothing() {
 fn impossible_options_are_refused() {
     let make = |options| {
         let (port, _control, _host) = SocketPort::pair(Offloads::empty());
-        Net::new("a", port, options).err()
+        Net::new("a", vec![port], options)
+            .err()
+            .map(|error| error.to_string())
     };
     let group = [1, 0, 0, 0, 0, 1];
     assert_eq!(
@@ -96,35 +99,35 @@ fn impossible_options_are_refused() {
             queue_size: 100,
             ..options()
         }),
-        Some(NetError::QueueSize(100))
+        Some(NetError::QueueSize(100).to_string())
     );
     assert_eq!(
         make(NetOptions {
             queue_size: 0,
             ..options()
         }),
-        Some(NetError::QueueSize(0))
+        Some(NetError::QueueSize(0).to_string())
     );
     assert_eq!(
         make(NetOptions {
             mtu: Some(67),
             ..options()
         }),
-        Some(NetError::Mtu(67))
+        Some(NetError::Mtu(67).to_string())
     );
     assert_eq!(
         make(NetOptions {
             mac: group,
             ..options()
         }),
-        Some(NetError::Mac(group))
+        Some(NetError::Mac(group).to_string())
     );
     assert_eq!(
         make(NetOptions {
             mac: [0; 6],
             ..options()
         }),
-        Some(NetError::Mac([0; 6]))
+        Some(NetError::Mac([0; 6]).to_string())
     );
     assert_eq!(
         make(NetOptions {
@@ -369,7 +372,7 @@ fn restored_device_has_the_saved_state() {
         mtu: Some(9000),
         ..options()
     };
-    let mut fresh = Net::new("_net0", port, other).unwrap();
+    let mut fresh = Net::new("_net0", vec![port], other).unwrap();
     assert_ne!(fresh.save(), saved);
     fresh.restore(&saved).unwrap();
     assert_eq!(fresh.save(), saved);
@@ -386,11 +389,11 @@ fn restored_device_has_the_saved_state() {
 #[test]
 fn link_that_was_saved_down_comes_up_with_a_good_port() {
     let mut bench = Bench::new();
-    let state = Section::new("virtio-net", 1, &serde_map(MAC, None, false));
+    let state = changed(&bench.net, |state| state.port_up = false);
     bench.net.restore(&state).unwrap();
-    assert!(!bench.net.is_link_up());
+    assert!(!bench.net.handle().is_link_up());
     bench.start(STATUS);
-    wait_until(|| bench.net.is_link_up());
+    wait_until(|| bench.net.handle().is_link_up());
     wait_until(|| bench.interrupt.config_count() == 1);
 }
 
@@ -398,37 +401,38 @@ fn link_that_was_saved_down_comes_up_with_a_good_port() {
 fn saved_state_that_no_device_has_is_refused() {
     let mut bench = Bench::new();
     let before = bench.net.save();
-    let group = Section::new("virtio-net", 1, &serde_map([0xff; 6], None, true));
+    let refused = |net: &mut Net<SocketPort>, change: fn(&mut State)| {
+        let section = changed(net, change);
+        match net.restore(&section) {
+            Err(StateError::Field { field, .. }) => field,
+            result => panic!("{result:?}"),
+        }
+    };
+    let net = &mut bench.net;
+    assert_eq!(refused(net, |state| state.mac = [0xff; 6]), "mac");
+    assert_eq!(refused(net, |state| state.mtu = Some(1)), "mtu");
+    assert_eq!(refused(net, |state| state.rules.mac = [0; 6]), "rules.mac");
+    assert_eq!(refused(net, |state| state.pairs_in_use = 0), "pairs_in_use");
+    assert_eq!(refused(net, |state| state.pairs_in_use = 2), "pairs_in_use");
+    assert_eq!(
+        refused(net, |state| state.offers_enough = vec![true; 9]),
+        "offers_enough"
+    );
+    let newer = Section::new("virtio-net", 2, &state_of(net));
     assert!(matches!(
-        bench.net.restore(&group),
-        Err(StateError::Field { field: "mac", .. })
-    ));
-    let mtu = Section::new("virtio-net", 1, &serde_map(MAC, Some(1), true));
-    assert!(matches!(
-        bench.net.restore(&mtu),
-        Err(StateError::Field { field: "mtu", .. })
-    ));
-    let newer = Section::new("virtio-net", 2, &serde_map(MAC, None, true));
-    assert!(matches!(
-        bench.net.restore(&newer),
+        net.restore(&newer),
         Err(StateError::Version { .. })
     ));
-    assert_eq!(bench.net.save(), before);
+    assert_eq!(net.save(), before);
 }
 
-#[derive(serde::Serialize)]
-struct Fields {
-    mac: [u8; 6],
-    mtu: Option<u16>,
-    link_up: bool,
-    offers_enough: bool,
+fn state_of(net: &Net<SocketPort>) -> State {
+    net.save().decode("virtio-net", 1).unwrap()
 }
 
-fn serde_map(mac: [u8; 6], mtu: Option<u16>, link_up: bool) -> Fields {
-    Fields {
-        mac,
-        mtu,
-        link_up,
-        offers_enough: false,
-    }
+/// The saved state of `net` with a change in it.
+fn changed(net: &Net<SocketPort>, change: impl FnOnce(&mut State)) -> Section {
+    let mut state = state_of(net);
+    change(&mut state);
+    Section::new("virtio-net", 1, &state)
 }

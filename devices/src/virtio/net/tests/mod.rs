@@ -1,11 +1,15 @@
 //! The device against the driver for tests, over a pair of datagram sockets in place of a tap.
 
+mod control;
 mod hostile;
 mod lifecycle;
+mod limit;
 mod link;
+mod pairs;
 mod port;
 mod receive;
 mod transmit;
+mod wide;
 
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
@@ -19,6 +23,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use super::spec::{self, bit};
 use super::{Net, NetMetrics, NetOptions, Offloads};
 use crate::memory::GuestRam;
+use crate::rate_limit::{RateLimiter, RateLimits};
 use crate::virtio::VirtioDevice;
 use crate::virtio::driver::{self, Buffer, CountingInterrupt, Ring, Used, readable, writable};
 use port::{Control, SocketPort};
@@ -38,12 +43,20 @@ const PLAIN: u64 = bit(VIRTIO_F_VERSION_1);
 const MERGE: u64 = PLAIN | bit(spec::VIRTIO_NET_F_MRG_RXBUF);
 const STATUS: u64 = PLAIN | bit(spec::VIRTIO_NET_F_STATUS);
 
+fn unlimited() -> Arc<RateLimiter> {
+    Arc::new(RateLimiter::new(RateLimits::default(), Instant::now()))
+}
+
 fn options() -> NetOptions {
     NetOptions {
         mac: MAC,
         mtu: Some(1500),
         queue_size: SIZE,
         offloads: Offloads::all(),
+        rx_limiter: unlimited(),
+        tx_limiter: unlimited(),
+        link: true,
+        observer: None,
     }
 }
 
@@ -73,7 +86,7 @@ impl Bench {
     fn with_rings(regions: &[(u64, usize)], size: u16) -> Self {
         let memory = driver::memory(regions);
         let (port, control, host) = SocketPort::pair(Offloads::all());
-        let net = Net::new("_net0", port, options()).unwrap();
+        let net = Net::new("_net0", vec![port], options()).unwrap();
         Self {
             rx: Ring::new(&memory, RX_RING, size),
             tx: Ring::new(&memory, TX_RING, size),

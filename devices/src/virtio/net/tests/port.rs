@@ -19,6 +19,9 @@ pub(super) struct Control {
     pub(super) refuses_offloads: AtomicBool,
     /// All that was set.
     pub(super) offloads: Mutex<Vec<Offloads>>,
+    pub(super) refuses_queue: AtomicBool,
+    /// Whether the port receives, as it was told; at first it does.
+    pub(super) rests: AtomicBool,
 }
 
 pub(super) struct SocketPort {
@@ -59,6 +62,14 @@ impl Backend for SocketPort {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         self.control.offloads.lock().unwrap().push(offloads);
+        Ok(())
+    }
+
+    fn set_receiving(&self, receiving: bool) -> io::Result<()> {
+        if self.control.refuses_queue.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::E2BIG));
+        }
+        self.control.rests.store(!receiving, Ordering::SeqCst);
         Ok(())
     }
 
