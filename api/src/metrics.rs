@@ -14,6 +14,8 @@ pub struct Metrics {
     pub disks: BTreeMap<String, DiskMetrics>,
     /// Networks by name.
     pub nets: BTreeMap<String, NetMetrics>,
+    /// Processes that serve devices, by the name of the device.
+    pub backends: BTreeMap<String, BackendMetrics>,
     /// Sockets between host and guest by name.
     pub vsocks: BTreeMap<String, VsockMetrics>,
     /// The balloon, if there is one.
@@ -108,6 +110,19 @@ pub struct NetMetrics {
     pub rx_errors: BTreeMap<&'static str, u64>,
     /// Packets from the guest that did not make it, by cause, as in `link_down`.
     pub tx_errors: BTreeMap<&'static str, u64>,
+}
+
+/// The process that serves a device by vhost-user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendMetrics {
+    /// 1 while it is there, else 0.
+    pub connected: u64,
+    /// Connections that were made to it.
+    pub connections: u64,
+    /// How often it was lost.
+    pub losses: u64,
+    /// Rings that it could not go on with.
+    pub broken_rings: u64,
 }
 
 /// A balloon. What the guest tells of itself is there as far as it did.

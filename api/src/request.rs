@@ -10,7 +10,8 @@ mod reply;
 mod tests;
 
 use crate::config::{
-    ConfigError, DiskConfig, NetConfig, RateLimiterConfig, VmConfig, VsockConfig, unlimited_as_none,
+    ConfigError, DiskConfig, FsConfig, NetConfig, RateLimiterConfig, VmConfig, VsockConfig,
+    unlimited_as_none,
 };
 
 pub use descriptors::{Descriptors, INITRAMFS, KERNEL};
@@ -75,6 +76,8 @@ pub enum Request {
         /// Its tap, opened by the client.
         descriptors: Descriptors,
     },
+    /// Add a directory that another process serves, checked. `vm.add-fs`.
+    AddFs(Box<FsConfig>),
     /// Add sockets between host and guest, checked. `vm.add-vsock`.
     AddVsock(Box<VsockConfig>),
     /// Ask the guest to let go of a device, which goes when it has. `vm.remove-device`.
@@ -109,6 +112,7 @@ impl Request {
             Self::SetRateLimiter(_) => "vm.set-rate-limiter",
             Self::AddDisk { .. } => "vm.add-disk",
             Self::AddNet { .. } => "vm.add-net",
+            Self::AddFs(_) => "vm.add-fs",
             Self::AddVsock(_) => "vm.add-vsock",
             Self::RemoveDevice(_) => "vm.remove-device",
             Self::Info => "vm.info",

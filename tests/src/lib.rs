@@ -17,9 +17,11 @@ pub mod report;
 mod running;
 mod shell;
 pub mod tiny;
+mod virtiofsd;
 
 pub use disk::Disk;
 pub use guest::Guest;
 pub use network::Network;
 pub use running::{Finished, Running, confined_vmm, eventually, vmm_without_machine};
 pub use shell::Shell;
+pub use virtiofsd::Virtiofsd;

@@ -5,6 +5,7 @@
 //! | [`kvm`] | everything that is an ioctl of KVM |
 //! | [`vcpu`] | vCPU threads and their exits |
 //! | [`vm`] | how a machine is built, runs, pauses and ends |
+//! | [`gdb`] | a debugger for the guest |
 //! | [`wire`] | from configuration to opened resources, one file per device kind |
 //! | [`terminal`] | the user's terminal: raw mode and the escape key |
 //! | [`unix_socket`] | sockets that only their owner may connect to |
@@ -13,6 +14,7 @@
 
 pub mod cmd;
 pub mod exit_status;
+pub mod gdb;
 pub mod kvm;
 pub mod logging;
 pub mod terminal;

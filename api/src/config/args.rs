@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 
 use super::{
-    BalloonConfig, ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DiskConfig,
+    BalloonConfig, ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DiskConfig, FsConfig,
     MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
     SerialConfig, VmConfig, VsockConfig, WatchdogAction,
 };
@@ -60,6 +60,11 @@ pub struct VmArgs {
     /// by itself.
     #[arg(long, value_name = "tap=NAME,...", action = ArgAction::Append, num_args = 1..)]
     pub net: Vec<NetConfig>,
+
+    /// A directory that virtiofsd serves at the socket PATH. May be repeated. Needs --memory shared=on. Keys: tag=NAME, which
+    /// the guest mounts, socket=PATH, num_queues=N, queue_size=N, id=NAME.
+    #[arg(long, value_name = "tag=NAME,socket=PATH,...", action = ArgAction::Append, num_args = 1..)]
+    pub fs: Vec<FsConfig>,
 
     /// Source of the guest's random numbers [default: src=/dev/urandom].
     #[arg(long, value_name = "src=PATH")]
@@ -131,6 +136,7 @@ impl VmArgs {
             disk,
             rate_limit_group,
             net,
+            fs,
             rng,
             vsock,
             platform,
@@ -157,6 +163,7 @@ impl VmArgs {
             disks: disk,
             rate_limit_groups: (!rate_limit_group.is_empty()).then_some(rate_limit_group),
             net,
+            fs,
             rng: rng.unwrap_or_default(),
             vsock,
             platform,

@@ -162,6 +162,21 @@ impl MemoryConfig {
         }
     }
 
+    /// Checks that other processes can map the memory, as those that serve `devices` do.
+    ///
+    /// # Errors
+    /// It is not shared.
+    pub fn check_shared(&self, devices: &str) -> Result<(), ConfigError> {
+        if self.shared {
+            return Ok(());
+        }
+        Err(ConfigError::invalid(
+            "memory.shared",
+            "off",
+            format!("expected on, as {devices} is served by a process that maps the memory"),
+        ))
+    }
+
     /// The size of the pages that the memory is made of.
     fn page_size(&self) -> ByteSize {
         match (self.hugepages, self.hugepage_size) {

@@ -30,6 +30,7 @@ mod disk;
 mod endpoint;
 mod error;
 mod error_policy;
+mod fs;
 pub(crate) mod json;
 mod mac;
 mod memory;
@@ -57,6 +58,7 @@ pub use disk::{AddedDisk, DiskConfig, ImageType, LockGranularity, VirtQueueAffin
 pub use endpoint::EndpointConfig;
 pub use error::ConfigError;
 pub use error_policy::{ReadErrorPolicy, WriteErrorPolicy};
+pub use fs::FsConfig;
 pub use mac::MacAddr;
 pub use memory::{HotplugMethod, MemoryConfig};
 pub use net::{NetConfig, VhostMode};

@@ -8,8 +8,9 @@ use utoipa::ToSchema;
 use super::section::{Passed, Section, Unsupported};
 use super::{
     BalloonConfig, ByteSize, ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig,
-    DebugConsoleConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig,
-    RateLimitGroupConfig, RngConfig, SerialConfig, Transport, VsockConfig, WatchdogAction, json,
+    DebugConsoleConfig, DiskConfig, FsConfig, MemoryConfig, NetConfig, PayloadConfig,
+    PlatformConfig, RateLimitGroupConfig, RngConfig, SerialConfig, Transport, VsockConfig,
+    WatchdogAction, json,
 };
 use crate::openapi::foreign;
 
@@ -73,13 +74,13 @@ pub struct VmConfig {
     /// Memory balloon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
-    /// Shared directories. Not supported.
+    /// Directories of the host, served by other processes, in the order of their PCI slots. They need `memory.shared`.
     #[serde(
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "Unsupported::absent_when_empty"
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_as_empty"
     )]
-    #[schema(value_type = Option<Vec<foreign::FsConfig>>)]
-    pub fs: Option<Unsupported>,
+    #[schema(value_type = Option<Vec<FsConfig>>)]
+    pub fs: Vec<FsConfig>,
     /// Devices served by other processes. Not supported.
     #[serde(
         skip_serializing_if = "Option::is_none",
@@ -171,7 +172,7 @@ impl Default for VmConfig {
             landlock_rules: None,
             rate_limit_groups: None,
             balloon: None,
-            fs: None,
+            fs: Vec::new(),
             generic_vhost_user: None,
             pmem: None,
             devices: None,
@@ -234,6 +235,9 @@ impl VmConfig {
         for net in &mut self.net {
             assign("net", &mut net.id);
         }
+        for fs in &mut self.fs {
+            assign("fs", &mut fs.id);
+        }
         assign("rng", &mut self.rng.id);
         if let Some(vsock) = &mut self.vsock {
             assign("vsock", &mut vsock.id);
@@ -258,6 +262,7 @@ impl VmConfig {
     pub fn can_remove(&self, id: &str) -> bool {
         self.disks.iter().any(|disk| disk.id.as_deref() == Some(id))
             || self.net.iter().any(|net| net.id.as_deref() == Some(id))
+            || self.fs.iter().any(|fs| fs.id.as_deref() == Some(id))
             || self.has_vsock(id)
     }
 
@@ -288,6 +293,7 @@ impl VmConfig {
         }
         self.disks.retain(|disk| disk.id.as_deref() != Some(id));
         self.net.retain(|net| net.id.as_deref() != Some(id));
+        self.fs.retain(|fs| fs.id.as_deref() != Some(id));
     }
 
     /// The names that devices have, each with the path of its field.
@@ -296,6 +302,8 @@ impl VmConfig {
         let disks = disks.map(|(index, disk)| (format!("disks[{index}].id"), disk.id.as_deref()));
         let nets = self.net.iter().enumerate();
         let nets = nets.map(|(index, net)| (format!("net[{index}].id"), net.id.as_deref()));
+        let fs = self.fs.iter().enumerate();
+        let fs = fs.map(|(index, fs)| (format!("fs[{index}].id"), fs.id.as_deref()));
         let rng = std::iter::once(("rng.id".to_owned(), self.rng.id.as_deref()));
         let vsock = self.vsock.iter();
         let vsock = vsock.map(|vsock| ("vsock.id".to_owned(), vsock.id.as_deref()));
@@ -303,6 +311,7 @@ impl VmConfig {
         let balloon = balloon.map(|balloon| ("balloon.id".to_owned(), balloon.id.as_deref()));
         disks
             .chain(nets)
+            .chain(fs)
             .chain(rng)
             .chain(vsock)
             .chain(balloon)
@@ -315,7 +324,6 @@ impl Section for VmConfig {
         "iommu",
         "landlock_enable",
         "landlock_rules",
-        "fs",
         "generic_vhost_user",
         "pmem",
         "devices",
@@ -363,6 +371,12 @@ impl Section for VmConfig {
         }
         for (index, net) in self.net.iter().enumerate() {
             part(&format!("net[{index}]"), net)?;
+        }
+        for (index, fs) in self.fs.iter().enumerate() {
+            part(&format!("fs[{index}]"), fs)?;
+        }
+        if !self.fs.is_empty() {
+            self.memory.check_shared("fs")?;
         }
         part("rng", &self.rng)?;
         if let Some(vsock) = &self.vsock {

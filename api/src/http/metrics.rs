@@ -18,7 +18,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::answer::{Refusal, with_type};
-use crate::metrics::{BalloonMetrics, DiskMetrics, Metrics, NetMetrics, VsockMetrics};
+use crate::metrics::{
+    BackendMetrics, BalloonMetrics, DiskMetrics, Metrics, NetMetrics, VsockMetrics,
+};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -176,6 +178,7 @@ impl Collector for Snapshot {
         self.encode_process(encoder)?;
         encode_disks(encoder, &self.0.disks)?;
         encode_nets(encoder, &self.0.nets)?;
+        encode_backends(encoder, &self.0.backends)?;
         encode_vsocks(encoder, &self.0.vsocks)?;
         let balloon = self.0.balloon.as_ref();
         balloon.map_or(Ok(()), |balloon| encode_balloon(encoder, balloon))
@@ -405,6 +408,43 @@ fn encode_nets(encoder: &mut DescriptorEncoder<'_>, nets: &Nets) -> fmt::Result 
     ];
     for (name, help, value) in causes {
         counter(encoder, (name, help), None, by_cause(nets, value))?;
+    }
+    Ok(())
+}
+
+fn encode_backends(
+    encoder: &mut DescriptorEncoder<'_>,
+    backends: &BTreeMap<String, BackendMetrics>,
+) -> fmt::Result {
+    gauge(
+        encoder,
+        (
+            "backend_connected",
+            "Whether the process that serves the device is there.",
+        ),
+        None,
+        by_id(backends, |backend| backend.connected),
+    )?;
+    type Count = fn(&BackendMetrics) -> u64;
+    let counts: [(&str, &str, Count); 3] = [
+        (
+            "backend_connections",
+            "Connections to the process that serves the device.",
+            |backend| backend.connections,
+        ),
+        (
+            "backend_losses",
+            "How often the process that serves the device was lost.",
+            |backend| backend.losses,
+        ),
+        (
+            "backend_broken_rings",
+            "Rings that the process could not go on with.",
+            |backend| backend.broken_rings,
+        ),
+    ];
+    for (name, help, value) in counts {
+        counter(encoder, (name, help), None, by_id(backends, value))?;
     }
     Ok(())
 }

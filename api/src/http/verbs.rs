@@ -6,7 +6,7 @@ use super::answer::Refusal;
 use super::descriptors::{DeviceFds, Map, Passed};
 use super::intake::Arrived;
 use crate::config::json::{self, WithFds};
-use crate::config::{ConfigError, DiskConfig, NetConfig, VmConfig, VsockConfig};
+use crate::config::{ConfigError, DiskConfig, FsConfig, NetConfig, VmConfig, VsockConfig};
 use crate::request::{Request, SetRateLimiterConfig};
 
 /// What came with a request.
@@ -72,6 +72,11 @@ pub(super) const VERBS: &[Verb] = &[
         Ok(Request::SetRateLimiter(config))
     }),
     put("vm.add-disk", add_disk),
+    put("vm.add-fs", |input| {
+        let config: FsConfig = json::read(input.body)?;
+        config.validate()?;
+        Ok(Request::AddFs(Box::new(config)))
+    }),
     put("vm.add-net", add_net),
     put("vm.add-vsock", |input| {
         let config: VsockConfig = json::read(input.body)?;
@@ -86,10 +91,9 @@ pub(super) const VERBS: &[Verb] = &[
 /// Paths of Cloud Hypervisor's API that are no part of this VMM, all of them for PUT, and why.
 pub(super) const UNSUPPORTED: &[(&str, &str)] = &[
     ("vm.add-device", "there are no VFIO devices"),
-    ("vm.add-fs", "there is no virtio-fs device"),
     (
         "vm.add-generic-vhost-user",
-        "there are no vhost-user devices",
+        "there are no vhost-user devices but for virtio-fs",
     ),
     ("vm.add-pmem", "there is no virtio-pmem device"),
     ("vm.add-user-device", "there are no vfio-user devices"),

@@ -6,29 +6,6 @@
 
 use utoipa::ToSchema;
 
-/// A directory of the host that a virtio-fs process serves.
-#[derive(ToSchema)]
-pub(crate) struct FsConfig {
-    /// Name under which the guest mounts it.
-    tag: String,
-    /// Socket of the process.
-    socket: String,
-    /// Number of queues.
-    #[schema(default = 1)]
-    num_queues: usize,
-    /// Descriptors per queue.
-    #[schema(default = 1024)]
-    queue_size: u16,
-    /// PCI segment.
-    #[schema(format = "int16", required = false)]
-    pci_segment: u16,
-    /// PCI slot.
-    #[schema(format = "uint8")]
-    pci_device_id: Option<u8>,
-    /// Name of the device.
-    id: Option<String>,
-}
-
 /// A virtio device of any kind that another process serves.
 #[derive(ToSchema)]
 pub(crate) struct GenericVhostUserConfig {

@@ -190,7 +190,13 @@ const CALLS: &[Call] = &[
     Call::put("vm.add-disk", "Add a disk", ADD_ERRORS)
         .takes(ADD_DISK)
         .answers(DEVICE),
-    Call::refused("vm.add-fs", "Add a shared directory", "FsConfig"),
+    Call::put(
+        "vm.add-fs",
+        "Add a directory that another process serves",
+        &[400, 404, 405, 409, 413, 429, 500],
+    )
+    .takes("FsConfig")
+    .answers(DEVICE),
     Call::refused(
         "vm.add-generic-vhost-user",
         "Add a device that another process serves",
@@ -413,6 +419,7 @@ fn example(schema: &str) -> Option<Value> {
         }),
         ADD_DISK => json!({"id": "data", "path": "/var/lib/podvisor/data.img", "readonly": true}),
         ADD_NET => json!({"id": "wan", "tap": "tap1"}),
+        "FsConfig" => json!({"tag": "home", "socket": "/run/podvisor/fs.sock"}),
         "VsockConfig" => json!({"cid": 3, "socket": "/run/podvisor/vsock.sock"}),
         "VmResize" => json!({"desired_vcpus": 3}),
         "VmResizeDisk" => json!({"id": "data", "desired_size": 2_u64 << 30}),

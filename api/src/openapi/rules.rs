@@ -38,6 +38,7 @@ pub(super) fn add(schemas: &mut Map<String, Value>) {
         cid.remove("default");
     }
 
+    schemas["FsConfig"]["required"] = json!(["tag", "socket"]);
     let vm = &mut schemas["VmConfig"];
     vm["dependentSchemas"]["watchdog_action"] = json!({
         "if": {"properties": {"watchdog_action": {"type": "string"}}},
@@ -129,7 +130,7 @@ fn path(field: &str) -> Value {
 /// Says which values are taken where it is neither all of the type's nor a range.
 fn add_values(schemas: &mut Map<String, Value>) {
     let sizes: Vec<u32> = (2..=15).map(|power| 1 << power).collect();
-    for name in ["DiskConfig", ADD_DISK, "NetConfig", ADD_NET] {
+    for name in ["DiskConfig", ADD_DISK, "NetConfig", ADD_NET, "FsConfig"] {
         schemas[name]["properties"]["queue_size"]["enum"] = json!(sizes);
     }
     for name in ["DiskConfig", ADD_DISK] {

@@ -10,9 +10,9 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::{ADDITION, foreign, rules};
 use crate::config::{
-    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig,
-    NetConfig, PayloadConfig, PlatformConfig, RngConfig, Section, SerialConfig, VmConfig,
-    VsockConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, FsConfig,
+    MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig, Section, SerialConfig,
+    VmConfig, VsockConfig,
 };
 use crate::request::{
     CoredumpConfig, Counters, PciDeviceInfo, PingInfo, RemoveDeviceConfig, ResizeConfig,
@@ -38,6 +38,7 @@ pub(super) fn schemas() -> Map<String, Value> {
     only_defaults::<PayloadConfig>(&mut schemas);
     only_defaults::<DiskConfig>(&mut schemas);
     only_defaults::<NetConfig>(&mut schemas);
+    only_defaults::<FsConfig>(&mut schemas);
     only_defaults::<RngConfig>(&mut schemas);
     only_defaults::<VsockConfig>(&mut schemas);
     only_defaults::<BalloonConfig>(&mut schemas);
@@ -80,6 +81,7 @@ fn derived() -> Map<String, Value> {
     add::<VmConfig>(&mut all);
     add::<DiskConfig>(&mut all);
     add::<NetConfig>(&mut all);
+    add::<FsConfig>(&mut all);
     add::<VsockConfig>(&mut all);
     add::<ResizeConfig>(&mut all);
     add::<ResizeDiskConfig>(&mut all);
@@ -92,7 +94,6 @@ fn derived() -> Map<String, Value> {
     add::<PciDeviceInfo>(&mut all);
     all.push(("VmCounters".to_owned(), Counters::schema()));
     add::<foreign::DeviceConfig>(&mut all);
-    add::<foreign::FsConfig>(&mut all);
     add::<foreign::GenericVhostUserConfig>(&mut all);
     add::<foreign::PmemConfig>(&mut all);
     add::<foreign::ReceiveMigrationData>(&mut all);

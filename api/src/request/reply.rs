@@ -96,6 +96,8 @@ pub enum VmState {
     Shutdown,
     /// Its vCPUs and devices stand still.
     Paused,
+    /// A debugger has stopped its vCPUs; its devices go on.
+    BreakPoint,
 }
 
 impl std::fmt::Display for VmState {
@@ -105,6 +107,7 @@ impl std::fmt::Display for VmState {
             Self::Running => "running",
             Self::Shutdown => "shut down",
             Self::Paused => "paused",
+            Self::BreakPoint => "stopped by a debugger",
         })
     }
 }

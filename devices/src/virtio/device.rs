@@ -31,6 +31,13 @@ pub trait Interrupt: Send + Sync {
     /// Used buffers are in queue `index` (virtio 1.2, 2.3). Whether the driver wants to know was asked of the queue.
     fn queue(&self, index: u16);
 
+    /// An eventfd whose writing does what [`Interrupt::queue`] does for `index`, until the driver chooses another interrupt
+    /// for that queue ([`VirtioDevice::interrupt_moved`]): for a queue that another process serves. `None` where it takes
+    /// more than an eventfd, or where none can be had.
+    fn queue_eventfd(&self, _index: u16) -> Option<EventFd> {
+        None
+    }
+
     /// The configuration space changed: bumps its generation and notifies the driver.
     fn config_changed(&self);
 
@@ -126,6 +133,10 @@ pub trait VirtioDevice: Persist + Send {
 
     /// The driver reset the device, which was stopped before: forgets what that driver had set.
     fn reset(&mut self);
+
+    /// The driver chose another interrupt for queue `index` while the device runs. Only of interest to a device that uses
+    /// [`Interrupt::queue_eventfd`].
+    fn interrupt_moved(&mut self, _index: u16) {}
 }
 
 /// Reads device configuration space that consists of `fields`, as [`VirtioDevice::read_config`] does.

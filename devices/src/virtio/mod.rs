@@ -10,11 +10,13 @@ pub mod chain;
 mod device;
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;
+pub mod fs;
 mod limit;
 pub mod mem;
 pub mod net;
 pub mod rng;
 pub mod transport;
+pub mod vhost_user;
 pub mod vsock;
 mod worker;
 

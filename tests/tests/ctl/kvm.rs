@@ -211,9 +211,9 @@ fn refusals_are_told_line_by_line() -> Result<()> {
         vmm.refused(&["boot"])?,
         "podvisor: vm.boot needs a VM, and there is none: create one first (vm.create)\n"
     );
-    let unsupported = vmm.refused(&["add-fs", "tag=home,socket=/run/fs"])?;
+    let unsupported = vmm.refused(&["add-pmem", "file=/home/image"])?;
     assert!(
-        unsupported.contains("vm.add-fs is not supported"),
+        unsupported.contains("vm.add-pmem is not supported"),
         "{unsupported}"
     );
     vmm.boot()?;

@@ -5,6 +5,8 @@ mod balloon;
 mod block;
 mod boot;
 mod cpu;
+mod fs;
+mod gdb;
 mod hotplug;
 mod lifecycle;
 mod memory;

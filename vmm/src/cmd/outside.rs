@@ -13,6 +13,7 @@ use api::config::EndpointConfig;
 use api::event::{EventMonitor, Events};
 use api::http::Server;
 
+use crate::gdb;
 use crate::unix_socket::{self, SocketError, SocketFile};
 use crate::vm::Inbox;
 
@@ -20,8 +21,10 @@ use crate::vm::Inbox;
 #[derive(Debug, thiserror::Error)]
 pub enum OutsideError {
     /// Nobody can listen at the path.
-    #[error("--api-socket path={}", path.display())]
+    #[error("{flag} path={}", path.display())]
     Socket {
+        /// The flag.
+        flag: &'static str,
         /// The path as given.
         path: PathBuf,
         /// What is wrong with it.
@@ -71,6 +74,8 @@ pub(super) struct Doors {
     listener: Option<UnixListener>,
     socket: Option<SocketFile>,
     monitor: Option<File>,
+    debugger: Option<UnixListener>,
+    debugger_socket: Option<SocketFile>,
 }
 
 impl Doors {
@@ -83,6 +88,7 @@ impl Doors {
     pub(super) fn open(
         api_socket: Option<EndpointConfig>,
         event_monitor: Option<EndpointConfig>,
+        gdb: Option<EndpointConfig>,
     ) -> Result<Self, OutsideError> {
         let mut doors = Self::default();
         // Descriptors first, for the reason above.
@@ -98,18 +104,40 @@ impl Doors {
             }
             doors.monitor = Some(take("--event-monitor", fd)?.into());
         }
+        if let Some(fd) = by_descriptor(&gdb) {
+            let flag = "--gdb";
+            let others = [
+                ("--api-socket", &api_socket),
+                ("--event-monitor", &event_monitor),
+            ];
+            if others
+                .iter()
+                .any(|(_, other)| by_descriptor(other) == Some(fd))
+            {
+                return Err(OutsideError::Descriptor {
+                    flag,
+                    fd,
+                    problem: "another flag has it, expected another one",
+                });
+            }
+            doors.debugger = Some(inherited_listener(flag, fd)?);
+        }
         if let Some(fd) = by_descriptor(&api_socket) {
-            doors.listener = Some(inherited_listener(fd)?);
+            doors.listener = Some(inherited_listener("--api-socket", fd)?);
         }
         if let Some(path) = event_monitor.and_then(|endpoint| endpoint.path) {
             let file = open_monitor(&path);
             doors.monitor = Some(file.map_err(|source| OutsideError::Monitor { path, source })?);
         }
         if let Some(path) = api_socket.and_then(|endpoint| endpoint.path) {
-            let (listener, file) = unix_socket::listen(&path)
-                .map_err(|source| OutsideError::Socket { path, source })?;
+            let (listener, file) = listen("--api-socket", path)?;
             doors.listener = Some(listener);
             doors.socket = Some(file);
+        }
+        if let Some(path) = gdb.and_then(|endpoint| endpoint.path) {
+            let (listener, file) = listen("--gdb", path)?;
+            doors.debugger = Some(listener);
+            doors.debugger_socket = Some(file);
         }
         Ok(doors)
     }
@@ -121,6 +149,7 @@ pub(super) struct Outside {
     server: Option<Server>,
     monitor: Option<EventMonitor>,
     socket: Option<SocketFile>,
+    debugger_socket: Option<SocketFile>,
 }
 
 impl Outside {
@@ -138,6 +167,8 @@ impl Outside {
             listener,
             socket,
             monitor,
+            debugger,
+            debugger_socket,
         } = doors;
         let thread = |flag| move |source| OutsideError::Thread { flag, source };
         let events = Events::new(started);
@@ -149,11 +180,16 @@ impl Outside {
             .map(|listener| Server::start(listener, Arc::new(inbox.mailbox()), events.clone()))
             .transpose()
             .map_err(thread("--api-socket"))?;
+        debugger
+            .map(|listener| gdb::server::start(listener, inbox.mailbox()))
+            .transpose()
+            .map_err(thread("--gdb"))?;
         Ok(Self {
             events,
             server,
             monitor,
             socket,
+            debugger_socket,
         })
     }
 
@@ -169,8 +205,10 @@ impl Outside {
             server,
             monitor,
             socket,
+            debugger_socket,
         } = self;
         // Nobody new comes to a server that ends.
+        drop(debugger_socket);
         drop(socket);
         drop(server);
         drop(events);
@@ -178,8 +216,11 @@ impl Outside {
     }
 }
 
-fn inherited_listener(fd: RawFd) -> Result<UnixListener, OutsideError> {
-    let flag = "--api-socket";
+fn listen(flag: &'static str, path: PathBuf) -> Result<(UnixListener, SocketFile), OutsideError> {
+    unix_socket::listen(&path).map_err(|source| OutsideError::Socket { flag, path, source })
+}
+
+fn inherited_listener(flag: &'static str, fd: RawFd) -> Result<UnixListener, OutsideError> {
     let listener = UnixListener::from(take(flag, fd)?);
     if unix_socket::is_listening(&listener) {
         Ok(listener)
@@ -235,14 +276,15 @@ mod tests {
             path: None,
             fd: Some(listener.as_raw_fd()),
         };
-        let refused = Doors::open(Some(endpoint()), Some(endpoint()))
-            .err()
-            .unwrap();
-        assert!(refused.is_configuration());
-        assert!(
-            refused.to_string().contains("--api-socket has it"),
-            "{refused}"
-        );
+        for (event_monitor, gdb, part) in [
+            (Some(endpoint()), None, "--api-socket has it"),
+            (None, Some(endpoint()), "--gdb fd="),
+        ] {
+            let refused = Doors::open(Some(endpoint()), event_monitor, gdb);
+            let refused = refused.err().unwrap();
+            assert!(refused.is_configuration());
+            assert!(refused.to_string().contains(part), "{refused}");
+        }
         // It was not taken.
         assert!(listener.try_clone().is_ok());
     }

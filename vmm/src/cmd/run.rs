@@ -27,6 +27,11 @@ pub struct Args {
     #[arg(long, value_name = "path=PATH|fd=N", help_heading = "Process")]
     event_monitor: Option<EndpointConfig>,
 
+    /// Let a debugger connect to a Unix socket: a guest that boots waits at its first instruction until gdb, told
+    /// `target remote PATH`, lets it run
+    #[arg(long, value_name = "PATH|path=PATH|fd=N", help_heading = "Process")]
+    gdb: Option<EndpointConfig>,
+
     /// End when the guest reboots, instead of starting it again
     #[arg(long, help_heading = "Process")]
     no_reboot: bool,
@@ -58,6 +63,7 @@ pub fn run(args: Args, started: Instant) -> anyhow::Result<ExitCode> {
         machine,
         api_socket,
         event_monitor,
+        gdb,
         no_reboot,
         no_shutdown,
         shutdown_timeout,
@@ -77,9 +83,19 @@ pub fn run(args: Args, started: Instant) -> anyhow::Result<ExitCode> {
             descriptors: Descriptors::none(),
         })
     };
-    let doors = Doors::open(api_socket, event_monitor)?;
+    let debugger = gdb.as_ref().map(|gdb| match &gdb.path {
+        Some(path) => path.display().to_string(),
+        None => "SOCKET".to_owned(),
+    });
+    let doors = Doors::open(api_socket, event_monitor, gdb)?;
+    if let Some(socket) = &debugger {
+        super::tell(format_args!(
+            "a guest that boots waits for a debugger: gdb -ex 'target remote {socket}'"
+        ));
+    }
     logging::start(started, verbosity, log_file.as_deref())?;
     let options = vm::Options {
+        wait_for_debugger: debugger.is_some(),
         no_reboot,
         no_shutdown,
         shutdown_timeout,

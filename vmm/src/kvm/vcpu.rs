@@ -3,7 +3,8 @@
 use arch::x86_64::boot::BootEntry;
 use arch::x86_64::{interrupts, msr, registers};
 use kvm_bindings::{
-    CpuId, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    CpuId, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_fpu, kvm_guest_debug, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -149,6 +150,64 @@ impl Vcpu {
             special: special.map_err(failed)?,
             kernel_gs_base: self.msr(MSR_KERNEL_GS_BASE)?,
         })
+    }
+
+    /// What the registers of the floating point unit and of SSE hold. The vCPU is out of the guest.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn fpu(&self) -> Result<kvm_fpu, VcpuError> {
+        let index = self.index;
+        self.fd
+            .get_fpu()
+            .map_err(KvmError::of("KVM_GET_FPU"))
+            .map_err(|source| VcpuError::Kvm { index, source })
+    }
+
+    /// Sets the general registers and those of the floating point unit. The vCPU is out of the guest.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn set_registers(&self, general: &kvm_regs, fpu: &kvm_fpu) -> Result<(), VcpuError> {
+        let index = self.index;
+        self.fd
+            .set_regs(general)
+            .map_err(KvmError::of("KVM_SET_REGS"))
+            .and_then(|()| {
+                let set = self.fd.set_fpu(fpu);
+                set.map_err(KvmError::of("KVM_SET_FPU"))
+            })
+            .map_err(|source| VcpuError::Kvm { index, source })
+    }
+
+    /// Has the guest be debugged as `debug` says, from its next entry on.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused: it cannot do that on this host.
+    pub fn debug(&self, debug: &kvm_guest_debug) -> Result<(), VcpuError> {
+        let index = self.index;
+        self.fd
+            .set_guest_debug(debug)
+            .map_err(KvmError::of("KVM_SET_GUEST_DEBUG"))
+            .map_err(|source| VcpuError::Kvm { index, source })
+    }
+
+    /// The guest physical address that the vCPU reaches by the virtual one `address`, if it reaches any.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused.
+    pub fn translate(&self, address: u64) -> Result<Option<u64>, VcpuError> {
+        let index = self.index;
+        let translation = self
+            .fd
+            .translate_gva(address)
+            .map_err(KvmError::of("KVM_TRANSLATE"))
+            .map_err(|source| VcpuError::Kvm { index, source })?;
+        Ok((translation.valid != 0).then_some(translation.physical_address))
     }
 
     fn msr(&self, register: u32) -> Result<u64, VcpuError> {

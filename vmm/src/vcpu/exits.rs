@@ -1,6 +1,8 @@
 //! What happens when a vCPU leaves the guest.
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debug_exit_arch, kvm_run,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Buses;
@@ -20,6 +22,8 @@ pub(super) enum Next {
     PowerOff,
     /// A processor would reset.
     TripleFault,
+    /// It stopped where a debugger wanted it to, or at something of the guest's own that looks alike.
+    Debug(kvm_debug_exit_arch),
     /// No way on.
     Fail(Reason),
 }
@@ -73,6 +77,7 @@ pub(super) fn run(vcpu: &mut VcpuFd, buses: &Buses, exits: &ExitCounters) -> Nex
         VcpuExit::Intr | VcpuExit::IrqWindowOpen => {}
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Next::Reset,
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => return Next::PowerOff,
+        VcpuExit::Debug(at) => return Next::Debug(at),
         VcpuExit::Shutdown => return Next::TripleFault,
         VcpuExit::InternalError => return Next::Fail(Reason::internal_error(vcpu.get_kvm_run())),
         VcpuExit::FailEntry(hardware, cpu) => {

@@ -9,9 +9,10 @@ mod thread;
 use std::sync::Arc;
 
 use devices::bus::Bus;
+use kvm_bindings::kvm_debug_exit_arch;
 
 pub use failure::{Failure, Reason};
-pub use thread::VcpuThread;
+pub use thread::{Asked, VcpuThread};
 
 /// Why a vCPU runs no more.
 #[derive(Debug)]
@@ -26,10 +27,13 @@ pub enum End {
     Failed(Box<Failure>),
 }
 
-/// Who is told when a vCPU ends. Called on the vCPU's thread.
+/// Who is told when a vCPU leaves the guest for longer. Called on the vCPU's thread.
 pub trait Watch: Send + Sync {
     /// vCPU number `vcpu` has ended.
     fn ended(&self, vcpu: u32, end: End);
+
+    /// vCPU number `vcpu` stopped at a breakpoint or after a step, and stays out of the guest until it is resumed.
+    fn stopped(&self, vcpu: u32, at: kvm_debug_exit_arch);
 }
 
 /// The two address spaces that a vCPU's exits go to.

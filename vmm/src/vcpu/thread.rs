@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use api::metrics::VcpuMetrics;
 use devices::memory::GuestRam;
+use kvm_bindings::kvm_debug_exit_arch;
 use vm_memory::GuestAddressSpace;
 
 use super::exits::{self, Next};
@@ -27,8 +28,8 @@ enum Command {
     Unplug,
     /// Raise a non-maskable interrupt.
     Nmi,
-    /// Tell what the registers hold.
-    Registers(Sender<Result<Registers, VcpuError>>),
+    /// Do this out of the guest.
+    Ask(Box<dyn FnOnce(&mut Vcpu) + Send>),
 }
 
 /// A vCPU on a thread of its own. The thread ends, outside of the guest, when this is dropped.
@@ -39,10 +40,10 @@ pub struct VcpuThread {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A vCPU that was asked for its registers.
-pub struct Reading {
+/// A vCPU that was asked for something.
+pub struct Asked<T> {
     index: u32,
-    answer: Receiver<Result<Registers, VcpuError>>,
+    answer: Receiver<Result<T, VcpuError>>,
 }
 
 /// A vCPU that was told to pause.
@@ -109,10 +110,21 @@ impl VcpuThread {
     }
 
     /// Asks for what the registers hold. They stay so if the vCPU is paused.
-    pub fn registers(&self) -> Reading {
+    pub fn registers(&self) -> Asked<Registers> {
+        self.ask(|vcpu| vcpu.registers())
+    }
+
+    /// Has `question` answered on the vCPU's thread, out of the guest, in the order of all that the vCPU is told.
+    pub fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Vcpu) -> Result<T, VcpuError> + Send + 'static,
+    ) -> Asked<T> {
         let (sender, answer) = mpsc::channel();
-        self.send(Command::Registers(sender));
-        Reading {
+        self.send(Command::Ask(Box::new(move |vcpu| {
+            // Whoever asked may have gone.
+            let _ = sender.send(question(vcpu));
+        })));
+        Asked {
             index: self.index,
             answer,
         }
@@ -148,13 +160,13 @@ impl Pausing {
     }
 }
 
-impl Reading {
+impl<T> Asked<T> {
     /// Waits for the answer.
     ///
     /// # Errors
     ///
-    /// KVM does not tell, or the vCPU is gone.
-    pub fn wait(self) -> Result<Registers, VcpuError> {
+    /// KVM refused, or the vCPU is gone.
+    pub fn wait(self) -> Result<T, VcpuError> {
         let index = self.index;
         let gone = |_| Err(VcpuError::Ended { index });
         self.answer.recv().unwrap_or_else(gone)
@@ -190,6 +202,13 @@ enum State {
     Ended,
 }
 
+/// Why the guest was left.
+enum Left {
+    Kicked,
+    Stopped(kvm_debug_exit_arch),
+    Ended(End),
+}
+
 impl Runner {
     fn serve(mut self) {
         let _kickable = Kickable::new(&mut self.vcpu.fd);
@@ -207,9 +226,16 @@ impl Runner {
                             ran = true;
                             self.log_first_entry();
                         }
-                        if let Some(end) = self.run() {
-                            state = State::Ended;
-                            self.watch.ended(self.vcpu.index(), end);
+                        match self.run() {
+                            Left::Kicked => {}
+                            Left::Stopped(at) => {
+                                state = State::Paused;
+                                self.watch.stopped(self.vcpu.index(), at);
+                            }
+                            Left::Ended(end) => {
+                                state = State::Ended;
+                                self.watch.ended(self.vcpu.index(), end);
+                            }
                         }
                         continue;
                     }
@@ -233,10 +259,7 @@ impl Runner {
                         tracing::error!(vcpu = self.vcpu.index(), %error, "no non-maskable interrupt");
                     }
                 }
-                (Command::Registers(answer), _) => {
-                    // Whoever asked may have gone.
-                    let _ = answer.send(self.vcpu.registers());
-                }
+                (Command::Ask(question), _) => question(&mut self.vcpu),
                 (Command::Unplug, before) => {
                     if let State::Running = before {
                         state = State::Paused;
@@ -256,22 +279,23 @@ impl Runner {
         }
     }
 
-    /// Runs the guest until the thread is kicked, or until the vCPU ends.
-    fn run(&mut self) -> Option<End> {
+    /// Runs the guest until the thread is kicked, or until the vCPU stops or ends.
+    fn run(&mut self) -> Left {
         loop {
             match exits::run(&mut self.vcpu.fd, &self.buses, &self.exits) {
                 Next::Run => {}
                 Next::Interrupted => {
                     // Taken back before the inbox is looked at: a kick after that look sets it again.
                     self.vcpu.fd.set_kvm_immediate_exit(0);
-                    return None;
+                    return Left::Kicked;
                 }
-                Next::Reset => return Some(End::Reset),
-                Next::PowerOff => return Some(End::PowerOff),
+                Next::Reset => return Left::Ended(End::Reset),
+                Next::PowerOff => return Left::Ended(End::PowerOff),
                 Next::TripleFault => {
-                    return Some(End::TripleFault(self.failure(Reason::TripleFault)));
+                    return Left::Ended(End::TripleFault(self.failure(Reason::TripleFault)));
                 }
-                Next::Fail(reason) => return Some(End::Failed(self.failure(reason))),
+                Next::Debug(at) => return Left::Stopped(at),
+                Next::Fail(reason) => return Left::Ended(End::Failed(self.failure(reason))),
             }
         }
     }

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use api::metrics::{BalloonMetrics, DiskMetrics, NetMetrics, VsockMetrics};
+use api::metrics::{BackendMetrics, BalloonMetrics, DiskMetrics, NetMetrics, VsockMetrics};
 use api::request::{Counters, DeviceNode};
+use devices::memory::MemoryFollower;
 use devices::virtio::balloon::{Balloon, BalloonHandle, BalloonMetrics as BalloonCounters};
 use devices::virtio::block::{
     Block, BlockLimits, BlockMetrics, BlockResizer, BlockWatch, StopCause,
 };
+use devices::virtio::fs::Fs;
 use devices::virtio::net::{Net, NetHandle, NetMetrics as NetCounters, PortState, Tap};
+use devices::virtio::vhost_user::{Backend, VhostUserMetrics};
 use devices::virtio::vsock::{Vsock, VsockMetrics as VsockCounters};
 
 use super::transport::Place;
@@ -31,6 +34,8 @@ pub(super) enum Kind {
         handle: NetHandle,
     },
     Vsock(Arc<VsockCounters>),
+    /// Served by another process.
+    VhostUser(Arc<Backend>),
     Balloon {
         metrics: Arc<BalloonCounters>,
         handle: BalloonHandle,
@@ -53,6 +58,18 @@ impl Kind {
         Self::Net {
             metrics: device.metrics(),
             handle: device.handle(),
+        }
+    }
+
+    pub(super) fn fs(device: &Fs) -> Self {
+        Self::VhostUser(device.backend())
+    }
+
+    /// Who has to know of changes of memory.
+    pub(super) fn follower(&self) -> Option<Arc<dyn MemoryFollower>> {
+        match self {
+            Self::VhostUser(backend) => Some(Arc::clone(backend) as Arc<dyn MemoryFollower>),
+            _ => None,
         }
     }
 
@@ -105,7 +122,11 @@ impl AttachedDevices {
                 pci_bdf: device.place.bdf(),
                 engine: match &device.kind {
                     Kind::Disk { watch, .. } => watch.engine().map(|engine| engine.to_string()),
-                    Kind::Net { .. } | Kind::Vsock(_) | Kind::Balloon { .. } | Kind::Fixed => None,
+                    Kind::Net { .. }
+                    | Kind::Vsock(_)
+                    | Kind::VhostUser(_)
+                    | Kind::Balloon { .. }
+                    | Kind::Fixed => None,
                 },
                 ..DeviceNode::default()
             };
@@ -121,6 +142,7 @@ impl AttachedDevices {
                 Kind::Disk { metrics, .. } => disk_counters(metrics),
                 Kind::Net { metrics, .. } => net_counters(metrics),
                 Kind::Vsock(metrics) => vsock_counters(metrics),
+                Kind::VhostUser(backend) => vhost_user_counters(&backend.metrics()),
                 Kind::Balloon { metrics, handle } => balloon::counters(metrics, handle),
                 Kind::Fixed => return None,
             };
@@ -147,6 +169,14 @@ impl AttachedDevices {
     pub(super) fn disks(&self) -> BTreeMap<String, DiskMetrics> {
         let metrics = |(id, device): (&String, &Attached)| match &device.kind {
             Kind::Disk { metrics, .. } => Some((id.clone(), disk_metrics(metrics))),
+            _ => None,
+        };
+        self.0.iter().filter_map(metrics).collect()
+    }
+
+    pub(super) fn backends(&self) -> BTreeMap<String, BackendMetrics> {
+        let metrics = |(id, device): (&String, &Attached)| match &device.kind {
+            Kind::VhostUser(backend) => Some((id.clone(), backend_metrics(&backend.metrics()))),
             _ => None,
         };
         self.0.iter().filter_map(metrics).collect()
@@ -253,6 +283,15 @@ fn net_counters(metrics: &NetCounters) -> BTreeMap<String, u64> {
     ])
 }
 
+fn vhost_user_counters(metrics: &VhostUserMetrics) -> BTreeMap<String, u64> {
+    named([
+        ("connected", &metrics.connected),
+        ("connections", &metrics.connections),
+        ("losses", &metrics.losses),
+        ("broken_rings", &metrics.broken_rings),
+    ])
+}
+
 fn vsock_counters(metrics: &VsockCounters) -> BTreeMap<String, u64> {
     named([
         ("connections", &metrics.connections),
@@ -296,6 +335,15 @@ fn disk_metrics(metrics: &BlockMetrics) -> DiskMetrics {
             ("malformed", &metrics.malformed),
             ("broken_ring", &metrics.broken_rings),
         ]),
+    }
+}
+
+fn backend_metrics(metrics: &VhostUserMetrics) -> BackendMetrics {
+    BackendMetrics {
+        connected: get(&metrics.connected),
+        connections: get(&metrics.connections),
+        losses: get(&metrics.losses),
+        broken_rings: get(&metrics.broken_rings),
     }
 }
 

@@ -19,7 +19,7 @@ pub use self::error::BuildError;
 use self::payload::Loading;
 use super::Paused;
 use super::attached::{AttachedDevices, Kind};
-use super::machine::Machine;
+use super::machine::{Hold, Machine};
 use super::notices::Notices;
 use super::ram::{self, MEMORY_SLOTS, MachineMemory};
 use super::vcpus::{Surroundings, VcpuPlan, Vcpus};
@@ -118,6 +118,7 @@ fn assemble(
     // From here on, whatever fails takes down what is there in the order that a machine has.
     let mut machine = Machine {
         vcpus: Vcpus::new(plan, around),
+        hold: Hold::None,
         transport,
         attached: AttachedDevices::default(),
         serial: resources.serial.clone(),
@@ -138,6 +139,11 @@ fn assemble(
         let device = net.device(notices.clone())?;
         let kind = Kind::net(&device);
         machine.attach(net.id(), device, kind)?;
+    }
+    for fs in &resources.fs {
+        let device = fs.device()?;
+        let kind = Kind::fs(&device);
+        machine.attach(fs.id(), device, kind)?;
     }
     let rng = &resources.rng;
     machine.attach(rng.id(), rng.device(), Kind::Fixed)?;

@@ -35,7 +35,7 @@ impl Machine {
             notify: &self.notify,
         };
         let place = self.transport.attach(device, &wiring)?;
-        self.attached.insert(id, Attached { place, kind });
+        self.note(id, place, kind);
         Ok(())
     }
 
@@ -66,11 +66,19 @@ impl Machine {
         };
         let places = self.transport.pci().ok_or(BuildError::NoPci)?;
         let place = places.plug(device, &wiring)?;
-        self.attached.insert(id, Attached { place, kind });
+        self.note(id, place, kind);
         Ok(PciDeviceInfo {
             id: id.to_owned(),
             bdf: place.bdf().unwrap_or_default(),
         })
+    }
+
+    /// Notes what is at `place` now.
+    fn note(&mut self, id: &str, place: Place, kind: Kind) {
+        if let Some(follower) = kind.follower() {
+            self.memory.add_follower(id, follower);
+        }
+        self.attached.insert(id, Attached { place, kind });
     }
 
     /// Asks the guest to give up the device at `place`.
@@ -85,6 +93,7 @@ impl Machine {
     fn detach(&mut self, slot: u8) -> Option<String> {
         let id = self.attached.at(Place::Pci(slot))?.to_owned();
         self.attached.remove(&id);
+        self.memory.remove_follower(&id);
         self.transport.pci()?.end(slot);
         Some(id)
     }

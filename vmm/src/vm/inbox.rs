@@ -7,6 +7,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use api::request::{Answer, Answerer, Request, Service};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::gdb::request::DebugRequest;
+
 /// Where the answer to a request goes.
 pub(super) struct ReplyTo(Option<Answerer>);
 
@@ -20,7 +22,13 @@ impl ReplyTo {
     }
 }
 
-type Posted = (Request, ReplyTo);
+/// Something to do.
+pub(super) enum Posted {
+    /// By a client, by a signal.
+    Request(Request, ReplyTo),
+    /// By a debugger.
+    Debug(DebugRequest),
+}
 
 /// The owner's end: requests in their order, and an eventfd that is readable while there are any.
 pub struct Inbox {
@@ -81,12 +89,21 @@ impl Mailbox {
         self.push(request, None);
     }
 
-    fn push(&self, request: Request, answerer: Option<Answerer>) {
-        // A process that ends takes no more requests: the answerer is dropped, which says so.
-        if self.posted.send((request, ReplyTo(answerer))).is_ok() {
+    /// Posts what a debugger asks. Its answerer is dropped when the owner is gone.
+    pub fn debug(&self, request: DebugRequest) {
+        self.put(Posted::Debug(request));
+    }
+
+    fn put(&self, posted: Posted) {
+        if self.posted.send(posted).is_ok() {
             // A full counter is readable all the same.
             let _ = self.wake.write(1);
         }
+    }
+
+    fn push(&self, request: Request, answerer: Option<Answerer>) {
+        // A process that ends takes no more requests: the answerer is dropped, which says so.
+        self.put(Posted::Request(request, ReplyTo(answerer)));
     }
 }
 

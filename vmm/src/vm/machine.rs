@@ -23,6 +23,8 @@ use crate::wire::serial::SerialHost;
 /// descriptor, no memory.
 pub(super) struct Machine {
     pub(super) vcpus: Vcpus,
+    /// Which vCPUs a debugger lets run.
+    pub(super) hold: Hold,
     pub(super) transport: Transport,
     pub(super) attached: AttachedDevices,
     pub(super) serial: Option<Arc<SerialHost>>,
@@ -36,7 +38,31 @@ pub(super) struct Machine {
     pub(super) vm: Vm,
 }
 
+/// What a debugger holds. It is apart from the machine's being paused: vCPUs run when neither stands against it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Nothing.
+    #[default]
+    None,
+    /// All vCPUs but these.
+    Except(Vec<u32>),
+}
+
+impl Hold {
+    /// Every vCPU.
+    pub(super) const ALL: Self = Self::Except(Vec::new());
+}
+
 impl Machine {
+    /// Takes all vCPUs out of the guest for a debugger. Devices go on.
+    pub(super) fn hold_vcpus(&mut self) {
+        self.hold = Hold::ALL;
+        self.pause_vcpus();
+        if let Some(serial) = &self.serial {
+            serial.resume();
+        }
+    }
+
     /// Returns when all vCPUs are out of the guest.
     pub(super) fn pause_vcpus(&mut self) {
         // A vCPU may wait for a slow reader of the serial port.
@@ -46,8 +72,21 @@ impl Machine {
         self.vcpus.pause();
     }
 
+    /// Lets those vCPUs run that no debugger holds.
     pub(super) fn resume_vcpus(&mut self) {
-        self.vcpus.resume();
+        match &self.hold {
+            Hold::None => self.vcpus.resume(),
+            Hold::Except(free) if free.is_empty() => {}
+            Hold::Except(free) => self.vcpus.resume_only(free),
+        }
+    }
+
+    /// Lets `vcpu` run, which stopped by itself, unless a debugger holds it.
+    pub(super) fn resume_vcpu(&mut self, vcpu: u32) {
+        match &self.hold {
+            Hold::Except(free) if !free.contains(&vcpu) => {}
+            _ => self.vcpus.resume_only(&[vcpu]),
+        }
     }
 
     /// Returns when all devices have handed their queues back. vCPUs do not run.
@@ -87,6 +126,7 @@ impl Machine {
         metrics.balloon = self.attached.balloon_metrics();
         metrics.disks = self.attached.disks();
         metrics.nets = self.attached.nets();
+        metrics.backends = self.attached.backends();
         metrics.vsocks = self.attached.vsocks();
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use devices::platform::{Platform, PlatformEvent};
 use devices::virtio::net::LinkObserver;
+use kvm_bindings::kvm_debug_exit_arch;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::vcpu::{End, Watch};
@@ -14,6 +15,8 @@ use crate::vcpu::{End, Watch};
 pub struct Notices {
     raised: AtomicU32,
     end: Mutex<Option<End>>,
+    /// At most one for each vCPU, which runs no further before it was taken.
+    stops: Mutex<Vec<Stopped>>,
     wake: EventFd,
 }
 
@@ -38,6 +41,17 @@ pub struct Happened {
     pub watchdog_expired: bool,
     /// A vCPU ended; the first one, if there were several.
     pub end: Option<End>,
+    /// vCPUs that stopped for a debugger, in their order.
+    pub stops: Vec<Stopped>,
+}
+
+/// A vCPU that is out of the guest for a debugger.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopped {
+    /// Its number.
+    pub vcpu: u32,
+    /// Where it is, and why.
+    pub at: kvm_debug_exit_arch,
 }
 
 impl Notices {
@@ -50,6 +64,7 @@ impl Notices {
         Ok(Self {
             raised: AtomicU32::new(0),
             end: Mutex::new(None),
+            stops: Mutex::default(),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })
     }
@@ -79,7 +94,13 @@ impl Notices {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .take(),
+            stops: self.take_stops(),
         }
+    }
+
+    /// Takes the stops of vCPUs alone.
+    pub(super) fn take_stops(&self) -> Vec<Stopped> {
+        std::mem::take(&mut *self.stops.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn raise_bit(&self, bit: u32) {
@@ -127,6 +148,14 @@ impl Watch for Notices {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(end);
+        self.wake();
+    }
+
+    fn stopped(&self, vcpu: u32, at: kvm_debug_exit_arch) {
+        self.stops
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Stopped { vcpu, at });
         self.wake();
     }
 }

@@ -1,5 +1,6 @@
 //! Guest memory while a machine lives: what it booted with, and what is added and taken away.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
@@ -7,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use api::config::MemoryConfig;
 use arch::x86_64::layout::{self, AddressRange};
 use devices::acpi::hotplug::{HotplugError, MemorySlots};
-use devices::memory::{self as guest_memory, GuestRam, Ram};
+use devices::memory::{self as guest_memory, GuestRam, MemoryFollower, Ram};
 use devices::virtio::mem::{DEFAULT_BLOCK_SIZE, MappedRegion, Mem, MemError, MemHandle, MemSetup};
 use vm_memory::{
     GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
@@ -126,6 +127,8 @@ pub(super) struct MachineMemory {
     room: AddressRange,
     backing: Backing,
     growth: Growth,
+    /// Who is told of each change, by the names of devices.
+    followers: BTreeMap<String, Arc<dyn MemoryFollower>>,
     /// The first address of the memory in each of KVM's slots.
     slots: Vec<Option<u64>>,
 }
@@ -143,11 +146,22 @@ impl MachineMemory {
             room,
             backing,
             growth: Growth::None,
+            followers: BTreeMap::new(),
         }
     }
 
     pub(super) fn grow_by(&mut self, growth: Growth) {
         self.growth = growth;
+    }
+
+    /// Tells `follower` of each change from now on, before the guest is told, until the device `id` goes.
+    pub(super) fn add_follower(&mut self, id: &str, follower: Arc<dyn MemoryFollower>) {
+        self.followers.insert(id.to_owned(), follower);
+    }
+
+    /// The device `id` goes.
+    pub(super) fn remove_follower(&mut self, id: &str) {
+        self.followers.remove(id);
     }
 
     /// What the guest has, in bytes.
@@ -384,6 +398,10 @@ impl MachineMemory {
     fn replace(&self, map: Ram) {
         let lock = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         lock.replace(map);
+        let map = self.map.memory();
+        for follower in self.followers.values() {
+            follower.memory_changed(&map);
+        }
     }
 
     /// Takes away what the guest has given up, and tells how much that was.

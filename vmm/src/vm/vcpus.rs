@@ -9,13 +9,13 @@ use arch::x86_64::acpi::AcpiCpu;
 use arch::x86_64::boot::BootEntry;
 use arch::x86_64::cpuid::{self, CpuidConfig, Topology};
 use devices::memory::GuestRam;
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, kvm_guest_debug};
 
 use super::build::BuildError;
 use crate::kvm::capabilities::Host;
 use crate::kvm::vcpu::{Registers, Vcpu, VcpuError};
 use crate::kvm::vm::Vm;
-use crate::vcpu::{Buses, VcpuThread, Watch};
+use crate::vcpu::{Asked, Buses, VcpuThread, Watch};
 
 /// What every vCPU of a machine is made by.
 pub(super) struct VcpuPlan {
@@ -119,6 +119,8 @@ pub(super) struct Vcpus {
     places: Vec<Place>,
     /// Whether those that are plugged in run.
     running: bool,
+    /// How those that come are debugged.
+    debug: kvm_guest_debug,
 }
 
 impl Vcpus {
@@ -129,6 +131,7 @@ impl Vcpus {
             around,
             places: Vec::new(),
             running: false,
+            debug: kvm_guest_debug::default(),
         }
     }
 
@@ -205,10 +208,11 @@ impl Vcpus {
             if (index as usize) < self.places.len() {
                 continue;
             }
-            let thread = self
-                .plan
-                .create(vm, index)
-                .and_then(|vcpu| self.spawn(vcpu))?;
+            let vcpu = self.plan.create(vm, index)?;
+            if self.debug.control != 0 {
+                vcpu.debug(&self.debug)?;
+            }
+            let thread = self.spawn(vcpu)?;
             self.places.push(Place {
                 thread,
                 plugged: false,
@@ -261,6 +265,49 @@ impl Vcpus {
         for place in self.places.iter().filter(|place| place.plugged) {
             place.thread.resume();
         }
+    }
+
+    /// Lets those of `indexes` run that are plugged in.
+    pub(super) fn resume_only(&mut self, indexes: &[u32]) {
+        self.running = true;
+        let places = (0..).zip(&self.places);
+        for (_, place) in places.filter(|(index, place)| place.plugged && indexes.contains(index)) {
+            place.thread.resume();
+        }
+    }
+
+    /// Has `question` answered by vCPU `index`, if it is plugged in.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        index: u32,
+        question: impl FnOnce(&mut Vcpu) -> Result<T, VcpuError> + Send + 'static,
+    ) -> Result<T, VcpuError> {
+        let place = self.places.get(index as usize);
+        let place = place.filter(|place| place.plugged);
+        let place = place.ok_or(VcpuError::Ended { index })?;
+        place.thread.ask(question).wait()
+    }
+
+    /// Has all be debugged as `debug` says, those that come later too, but for those of `others`.
+    ///
+    /// # Errors
+    ///
+    /// KVM cannot do that.
+    pub(super) fn debug(
+        &mut self,
+        debug: kvm_guest_debug,
+        others: &[(u32, kvm_guest_debug)],
+    ) -> Result<(), VcpuError> {
+        self.debug = debug;
+        let asked: Vec<_> = (0..)
+            .zip(&self.places)
+            .map(|(index, place)| {
+                let other = others.iter().find(|(other, _)| *other == index);
+                let debug = other.map_or(debug, |(_, debug)| *debug);
+                place.thread.ask(move |vcpu| vcpu.debug(&debug))
+            })
+            .collect();
+        asked.into_iter().try_for_each(Asked::wait)
     }
 
     /// Raises a non-maskable interrupt on every vCPU.

@@ -6,6 +6,7 @@
 pub mod balloon;
 mod descriptor;
 pub mod disk;
+pub mod fs;
 pub mod net;
 pub mod payload;
 pub mod rng;
@@ -16,9 +17,11 @@ pub mod watchdog;
 use std::sync::Arc;
 
 use api::config::VmConfig;
+use api::event::Events;
 use api::request::Descriptors;
 
 use self::disk::{DiskError, Groups, OpenDisk};
+use self::fs::{FsError, OpenFs};
 use self::net::{NetError, OpenNet};
 use self::payload::{Payload, PayloadError};
 use self::rng::{OpenRng, RngError};
@@ -37,6 +40,8 @@ pub struct Resources {
     pub groups: Groups,
     /// Networks, in the order of their PCI slots.
     pub nets: Vec<OpenNet>,
+    /// Directories that other processes serve, in the order of their PCI slots.
+    pub fs: Vec<OpenFs>,
     /// The source of entropy.
     pub rng: OpenRng,
     /// Sockets between host and guest, if there are any.
@@ -72,6 +77,7 @@ impl Resources {
     pub fn remove(&mut self, id: &str) {
         self.disks.retain(|disk| disk.id() != id);
         self.nets.retain(|net| net.id() != id);
+        self.fs.retain(|fs| fs.id() != id);
         self.vsock.take_if(|vsock| vsock.id() == id);
     }
 
@@ -93,6 +99,9 @@ pub enum WireError {
     /// A network.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// A directory that another process serves.
+    #[error(transparent)]
+    Fs(#[from] FsError),
     /// The source of entropy.
     #[error(transparent)]
     Rng(#[from] RngError),
@@ -110,6 +119,7 @@ impl WireError {
         match self {
             Self::Payload(_) | Self::Disk(_) | Self::Rng(_) => true,
             Self::Net(error) => error.is_configuration(),
+            Self::Fs(error) => error.is_configuration(),
             Self::Vsock(error) => error.is_configuration(),
             Self::Serial(error) => error.is_bad_configuration(),
         }
@@ -117,12 +127,16 @@ impl WireError {
 }
 
 /// Opens everything that `config` names. What a client has opened already is in `descriptors`, by the names of the
-/// devices; copies of those are used, so that the machine can be opened again.
+/// devices; copies of those are used, so that the machine can be opened again. What becomes of it is published in `events`.
 ///
 /// # Errors
 ///
 /// [`WireError`] for the first thing that cannot be opened; what was opened before is closed.
-pub fn open(config: &VmConfig, descriptors: &Descriptors) -> Result<Resources, WireError> {
+pub fn open(
+    config: &VmConfig,
+    descriptors: &Descriptors,
+    events: &Events,
+) -> Result<Resources, WireError> {
     let of = |id: &Option<String>| descriptors.get(id.as_deref().unwrap_or_default());
     let disks = config.disks.iter();
     let nets = config.net.iter();
@@ -135,6 +149,11 @@ pub fn open(config: &VmConfig, descriptors: &Descriptors) -> Result<Resources, W
         groups,
         nets: nets
             .map(|net| net::open(net, of(&net.id)))
+            .collect::<Result<_, _>>()?,
+        fs: config
+            .fs
+            .iter()
+            .map(|config| fs::open(config, events))
             .collect::<Result<_, _>>()?,
         rng: rng::open(&config.rng)?,
         vsock: config.vsock.as_ref().map(vsock::open).transpose()?,

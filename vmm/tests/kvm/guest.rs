@@ -47,6 +47,7 @@ impl Setup {
             config,
             options: Options {
                 no_reboot: true,
+                wait_for_debugger: false,
                 no_shutdown: false,
                 shutdown_timeout: PATIENCE,
                 started: Instant::now(),
@@ -152,7 +153,8 @@ pub(crate) struct Built {
 impl Built {
     pub(crate) fn new(setup: &Setup) -> Self {
         let host = Host::open().unwrap();
-        let resources = wire::open(&setup.config, &Descriptors::none()).unwrap();
+        let events = Events::new(setup.options.started);
+        let resources = wire::open(&setup.config, &Descriptors::none(), &events).unwrap();
         resources.start(Box::new(|_| {})).unwrap();
         let notices = Arc::new(Notices::new().unwrap());
         let paused =

@@ -71,6 +71,19 @@ fn every_supported_key_of_each_option_is_read() {
     let rng: RngConfig = "src=/dev/random,id=entropy".parse().unwrap();
     assert_eq!(rng.src, std::path::Path::new("/dev/random"));
 
+    let fs: FsConfig = "tag=home,socket=/run/fs.sock,num_queues=2,queue_size=64,id=shared"
+        .parse()
+        .unwrap();
+    let expected = FsConfig {
+        tag: "home".to_owned(),
+        socket: "/run/fs.sock".into(),
+        num_queues: 2,
+        queue_size: 64,
+        id: Some("shared".to_owned()),
+        ..FsConfig::default()
+    };
+    assert_eq!(fs, expected);
+
     let vsock: VsockConfig = "cid=7,socket=/run/v.sock,id=agent".parse().unwrap();
     let expected = VsockConfig {
         cid: 7,

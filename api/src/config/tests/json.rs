@@ -101,8 +101,8 @@ fn lists_are_not_read_as_structs() {
 #[test]
 fn sections_known_to_cloud_hypervisor_are_refused_by_name() {
     let kernel = r#""payload": {"kernel": "/k"}"#;
-    insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "fs": [{{"tag": "t"}}]}}"#)),
-        @r#"fs is known to the Cloud Hypervisor API but not supported by podvisor: [{"tag":"t"}] was given, only the default (none) is accepted"#);
+    insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "pmem": [{{"file": "f"}}]}}"#)),
+        @r#"pmem is known to the Cloud Hypervisor API but not supported by podvisor: [{"file":"f"}] was given, only the default (none) is accepted"#);
     insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "platform": {{"uuid": "u"}}}}"#)),
         @r#"platform.system_uuid is known to the Cloud Hypervisor API but not supported by podvisor: "u" was given, only the default (none) is accepted"#);
     insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "memory": {{"zones": [{{"id": "z"}}]}}}}"#)),

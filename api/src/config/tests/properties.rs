@@ -54,6 +54,7 @@ fn parse_all(text: &str) {
     let _ = text.parse::<MemoryConfig>();
     let _ = text.parse::<DiskConfig>();
     let _ = text.parse::<NetConfig>();
+    let _ = text.parse::<FsConfig>();
     let _ = text.parse::<RngConfig>();
     let _ = text.parse::<VsockConfig>();
     let _ = text.parse::<BalloonConfig>();

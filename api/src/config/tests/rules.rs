@@ -302,6 +302,49 @@ fn sockets_to_the_guest_need_an_address_and_a_path() {
 }
 
 #[test]
+fn file_system_needs_a_tag_a_socket_and_shared_memory() {
+    let refused = |text: &str| refusal::<FsConfig>(text);
+    insta::assert_snapshot!(refused("socket=/s"),
+        @"tag is missing: expected the name that the guest mounts");
+    insta::assert_snapshot!(refused("tag=0123456789012345678901234567890123456,socket=/s"),
+        @r#"bad value "0123456789012345678901234567890123456" for tag: expected 1 to 36 bytes without NUL"#);
+    insta::assert_snapshot!(refused("tag=home"),
+        @"socket is missing: expected the path of the socket that virtiofsd listens at");
+    let long = format!("tag=home,socket=/{}", "a".repeat(107));
+    insta::assert_snapshot!(refused(&long),
+        @"bad value of 108 bytes for socket: expected at most 107 bytes");
+    insta::assert_snapshot!(refused("tag=home,socket=/s,num_queues=0"),
+        @"bad value 0 for num_queues: expected 1 to 255");
+    insta::assert_snapshot!(refused("tag=home,socket=/s,queue_size=3"),
+        @"bad value 3 for queue_size: expected a power of two from 4 to 32768");
+
+    let mut config = bootable();
+    config.fs = vec!["tag=home,socket=/s".parse().unwrap()];
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"bad value off for memory.shared: expected on, as fs is served by a process that maps the memory");
+    config.memory.shared = true;
+    config.validate().unwrap();
+    config.fs.push(FsConfig::default());
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"fs[1].tag is missing: expected the name that the guest mounts");
+}
+
+#[test]
+fn file_systems_have_names_and_can_be_removed() {
+    let mut config = bootable();
+    config.memory.shared = true;
+    let fs: FsConfig = "tag=home,socket=/s".parse().unwrap();
+    config.fs = vec![fs.clone(), fs];
+    config.assign_ids();
+    assert_eq!(config.fs[1].id.as_deref(), Some("_fs1"));
+    config.validate().unwrap();
+    assert!(config.can_remove("_fs0"));
+    config.remove_device("_fs0");
+    assert_eq!(config.fs.len(), 1);
+    assert_eq!(config.fs[0].id.as_deref(), Some("_fs1"));
+}
+
+#[test]
 fn sockets_to_the_guest_can_be_removed() {
     let mut config = bootable();
     config.vsock = Some("cid=3,socket=/s".parse().unwrap());

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::*;
 use crate::client::ClientError;
-use crate::config::{DiskConfig, NetConfig, VsockConfig};
+use crate::config::{DiskConfig, FsConfig, NetConfig, VsockConfig};
 
 #[test]
 fn calls_give_what_the_server_says() {
@@ -26,12 +26,16 @@ fn calls_give_what_the_server_says() {
     );
     let net: NetConfig = "tap=t".parse().unwrap();
     assert!(client.put_with("vm.add-net", &net, &[]).unwrap().is_some());
+    let fs: FsConfig = "tag=home,socket=/s".parse().unwrap();
+    let added = client.put_with("vm.add-fs", &fs, &[]).unwrap();
+    assert_eq!(added.unwrap().id, "_fs9");
     let vsock: VsockConfig = "cid=3,socket=/s".parse().unwrap();
     let added = client.put_with("vm.add-vsock", &vsock, &[]).unwrap();
     assert_eq!(added.unwrap().id, "_vsock9");
     assert!(client.metrics().unwrap().ends_with("# EOF\n"));
     assert_eq!(fixture.fake.seen().disks, [disk]);
     assert_eq!(fixture.fake.seen().nets, [net]);
+    assert_eq!(fixture.fake.seen().fs, [fs]);
     assert_eq!(fixture.fake.seen().vsocks, [vsock]);
 }
 

@@ -283,7 +283,7 @@ fn descriptors_that_nobody_names_are_closed() {
         PING.to_owned(),
         "GET /nowhere HTTP/1.1\r\n\r\n".to_owned(),
         "PUT /api/v1/vm.info HTTP/1.1\r\n\r\n".to_owned(),
-        request("PUT /api/v1/vm.add-fs", &json!({})),
+        request("PUT /api/v1/vm.add-pmem", &json!({})),
         request(CREATE, &json!({"payload": {"kernel": "/k"}})),
         request(CREATE, &json!({"fds": {"kernel": [1]}})),
         request(ADD_DISK, &json!({"path": "/a"})),

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use crate::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
+use crate::config::{DiskConfig, FsConfig, NetConfig, VmConfig, VsockConfig};
 use crate::metrics::Metrics;
 use crate::request::{
     Answer, Answerer, ApiError, Descriptors, PciDeviceInfo, PingInfo, Reply, Request, Service,
@@ -22,6 +22,7 @@ pub(super) struct Seen {
     pub(super) descriptors: BTreeMap<String, Vec<OwnedFd>>,
     pub(super) disks: Vec<DiskConfig>,
     pub(super) nets: Vec<NetConfig>,
+    pub(super) fs: Vec<FsConfig>,
     pub(super) vsocks: Vec<VsockConfig>,
 }
 
@@ -145,6 +146,12 @@ impl Vmm {
                 self.seen.lock().unwrap().nets.push(*config);
                 self.added(id)
             }
+            Request::AddFs(config) => {
+                let id = config.id.clone().unwrap_or_else(|| "_fs9".to_owned());
+                self.config(verb)?;
+                self.seen.lock().unwrap().fs.push(*config);
+                self.added(id)
+            }
             Request::AddVsock(config) => {
                 let id = config.id.clone().unwrap_or_else(|| "_vsock9".to_owned());
                 self.config(verb)?;
@@ -216,10 +223,12 @@ impl Vmm {
 
     fn added(&self, id: String) -> Answer {
         Ok(match self.state {
-            VmState::Running | VmState::Paused => Reply::Device(PciDeviceInfo {
-                id,
-                bdf: "0000:00:05.0".to_owned(),
-            }),
+            VmState::Running | VmState::Paused | VmState::BreakPoint => {
+                Reply::Device(PciDeviceInfo {
+                    id,
+                    bdf: "0000:00:05.0".to_owned(),
+                })
+            }
             VmState::Created | VmState::Shutdown => Reply::Done,
         })
     }

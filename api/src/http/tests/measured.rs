@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::metrics::{
-    BalloonMetrics, DiskMetrics, MemoryMetrics, NetMetrics, VcpuMetrics, VsockMetrics,
+    BackendMetrics, BalloonMetrics, DiskMetrics, MemoryMetrics, NetMetrics, VcpuMetrics,
+    VsockMetrics,
 };
 
 fn metrics() -> Metrics {
@@ -56,6 +57,15 @@ fn metrics() -> Metrics {
                 commands: BTreeMap::from([("done", 6)]),
                 rx_errors: BTreeMap::from([("too_long", 2)]),
                 tx_errors: BTreeMap::from([("link_down", 1)]),
+            },
+        )]),
+        backends: BTreeMap::from([(
+            "_fs0".to_owned(),
+            BackendMetrics {
+                connected: 1,
+                connections: 3,
+                losses: 2,
+                broken_rings: 4,
             },
         )]),
         balloon: Some(BalloonMetrics {

@@ -71,6 +71,7 @@ fn each_verb_becomes_the_request_of_its_name() {
             "vm.set-rate-limiter" => json!({"id": "a"}),
             "vm.add-disk" => json!({"path": "/d"}),
             "vm.add-net" => json!({"tap": "t"}),
+            "vm.add-fs" => json!({"tag": "t", "socket": "/s"}),
             "vm.add-vsock" => json!({"cid": 3, "socket": "/s"}),
             "vm.remove-device" => json!({"id": "a"}),
             _ => Value::Null,

@@ -21,6 +21,7 @@ enum Call {
     CreateWrong,
     AddDisk,
     AddNet,
+    AddFs,
     AddVsock,
     Remove,
     SetLink,
@@ -47,6 +48,7 @@ const CALLS: &[Call] = &[
     Call::CreateWrong,
     Call::AddDisk,
     Call::AddNet,
+    Call::AddFs,
     Call::AddVsock,
     Call::Remove,
     Call::SetLink,
@@ -74,7 +76,7 @@ fn expect(state: State, call: Call) -> (u16, State) {
         (_, None) => (404, None),
         (Call::Info, _) => (200, state),
         (Call::Remove | Call::SetLink, _) => (404, state),
-        (Call::AddDisk | Call::AddNet | Call::AddVsock, _) => {
+        (Call::AddDisk | Call::AddNet | Call::AddFs | Call::AddVsock, _) => {
             (if booted { 200 } else { 204 }, state)
         }
         (Call::Counters, _) => (if booted { 200 } else { 405 }, state),
@@ -97,6 +99,7 @@ fn make(fixture: &Fixture, call: Call) -> Response {
         Call::CreateWrong => fixture.put("vm.create", json!({"payload": {"kernel": 1}})),
         Call::AddDisk => fixture.put("vm.add-disk", json!({"path": "/d"})),
         Call::AddNet => fixture.put("vm.add-net", json!({})),
+        Call::AddFs => fixture.put("vm.add-fs", json!({"tag": "t", "socket": "/s"})),
         Call::AddVsock => fixture.put("vm.add-vsock", json!({"cid": 3, "socket": "/s"})),
         Call::Remove => fixture.put("vm.remove-device", json!({"id": "nothing"})),
         Call::SetLink => fixture.put("vm.set-link", json!({"id": "nothing", "up": false})),

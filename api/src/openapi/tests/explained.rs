@@ -45,7 +45,6 @@ pub(super) const EXPLAINED: &[Row] = &[
     ("/vm.set-rate-limiter *", "-", "*", "our own"),
     ("/metrics *", "-", "*", "our own"),
     ("/vm.add-device reply", "PciDeviceInfo", "-", REFUSED),
-    ("/vm.add-fs reply", "PciDeviceInfo", "-", REFUSED),
     (
         "/vm.add-generic-vhost-user reply",
         "PciDeviceInfo",
@@ -201,6 +200,20 @@ pub(super) const EXPLAINED: &[Row] = &[
         "256",
         "each queue has a thread",
     ),
+    ("FsConfig.num_queues required", "true", "-", WIDER),
+    ("FsConfig.queue_size required", "true", "-", WIDER),
+    (
+        "FsConfig.num_queues minimum",
+        "-",
+        "1",
+        "a device without a queue is of no use",
+    ),
+    (
+        "FsConfig.num_queues maximum",
+        "-",
+        "255",
+        "vhost-user counts queues with eight bits, and one is not for requests",
+    ),
     ("NetConfig.link *", "-", "*", "our own"),
     (
         "NetConfig.num_queues minimum",
@@ -334,12 +347,6 @@ pub(super) const EXPLAINED: &[Row] = &[
     ("VmRemoveDevice.id required", "-", "true", STRICT),
     ("VmSetRateLimiter.* *", "-", "*", "our own"),
     ("VmResizeDisk.* required", "-", "true", STRICT),
-    (
-        "VmState enum",
-        "Created Running Shutdown Paused BreakPoint",
-        "Created Running Shutdown Paused",
-        "there is no debugger",
-    ),
     ("VmInfo.memory_actual_size required", "-", "true", ALWAYS),
     ("VmmPingResponse.* required", "-", "true", ALWAYS),
     ("DeviceNode.* required", "-", "true", ALWAYS),

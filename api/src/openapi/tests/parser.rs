@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::config::{
-    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig,
-    NetConfig, PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig, Section,
-    SerialConfig, VmConfig, VsockConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DiskConfig, FsConfig,
+    MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
+    Section, SerialConfig, VmConfig, VsockConfig,
 };
 use crate::request::{
     CoredumpConfig, RemoveDeviceConfig, ResizeConfig, ResizeDiskConfig, SetRateLimiterConfig,
@@ -25,6 +25,7 @@ macro_rules! for_each_section {
             json!({"id": "g", "rate_limiter_config": {}}),
         );
         $check::<NetConfig>(schema("NetConfig"), json!({}));
+        $check::<FsConfig>(schema("FsConfig"), json!({"tag": "t", "socket": "/s"}));
         $check::<RngConfig>(schema("RngConfig"), json!({}));
         $check::<VsockConfig>(schema("VsockConfig"), json!({"cid": 3, "socket": "/s"}));
         $check::<BalloonConfig>(schema("BalloonConfig"), json!({}));

@@ -1,6 +1,6 @@
 //! Verbs that add and remove devices.
 
-use api::config::{AddedDisk, NetConfig, VsockConfig};
+use api::config::{AddedDisk, FsConfig, NetConfig, VsockConfig};
 use api::request::SetLinkConfig;
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
@@ -24,6 +24,12 @@ pub(super) enum Verb {
         #[arg(value_name = "NET")]
         net: NetConfig,
     },
+    /// Add a directory that virtiofsd serves, and tell where it is if the VM is booted
+    AddFs {
+        /// tag=NAME,socket=PATH,... as for podvisor --fs
+        #[arg(value_name = "FS")]
+        fs: FsConfig,
+    },
     /// Add sockets between host and guest, and tell where they are if the VM is booted
     AddVsock {
         /// cid=N,socket=PATH,... as for podvisor --vsock
@@ -39,7 +45,7 @@ pub(super) enum Verb {
         #[arg(value_name = "up|down")]
         link: Link,
     },
-    /// Remove a disk, a network or a vsock; the guest has to agree if the VM is booted
+    /// Remove a disk, a network, a file system or a vsock; the guest has to agree if the VM is booted
     RemoveDevice {
         /// Its id, as info tells it
         #[arg(value_name = "ID")]
@@ -50,12 +56,6 @@ pub(super) enum Verb {
         /// path=PATH,... or JSON
         #[arg(value_name = "CONFIG")]
         device: Foreign,
-    },
-    /// Add a virtio-fs device
-    AddFs {
-        /// tag=NAME,socket=PATH,... or JSON
-        #[arg(value_name = "CONFIG")]
-        fs: Foreign,
     },
     /// Add a vhost-user device of any kind
     #[command(override_usage = "podvisor ctl --api-socket <PATH> add-generic-vhost-user <CONFIG>")]
@@ -116,7 +116,7 @@ impl Verb {
             }
             Self::RemoveDevice { id } => Ok(Call::put_with("vm.remove-device", json!({"id": id}))),
             Self::AddDevice { device } => add("vm.add-device", device),
-            Self::AddFs { fs } => add("vm.add-fs", fs),
+            Self::AddFs { fs } => Ok(Call::add("vm.add-fs", json!(fs), vec![])),
             Self::AddGenericVhostUser { device } => add("vm.add-generic-vhost-user", device),
             Self::AddPmem { pmem } => add("vm.add-pmem", pmem),
             Self::AddUserDevice { device } => add("vm.add-user-device", device),

@@ -70,7 +70,7 @@ const VERBS: &[(&[&str], &str)] = &[
     ),
     (
         &["add-fs", "tag=home,socket=/run/fs,num_queues=2"],
-        r#"PUT vm.add-fs {"num_queues":2,"socket":"/run/fs","tag":"home"}"#,
+        r#"PUT vm.add-fs {"num_queues":2,"pci_segment":0,"queue_size":1024,"socket":"/run/fs","tag":"home"}"#,
     ),
     (
         &[
@@ -260,8 +260,8 @@ fn descriptors_of_a_machine_are_numbered_in_their_order() {
 
 #[test]
 fn values_that_the_document_does_not_know_go_as_they_are() {
-    let (body, _) = sent(call(&["add-fs", "num_queues=many,iommu=perhaps,colour=3"]));
-    let expected = json!({"num_queues": "many", "iommu": "perhaps", "colour": "3"});
+    let (body, _) = sent(call(&["add-pmem", "size=many,iommu=perhaps,colour=3"]));
+    let expected = json!({"size": "many", "iommu": "perhaps", "colour": "3"});
     assert_eq!(body, expected);
 }
 
@@ -290,8 +290,8 @@ fn arguments_that_cannot_be_used_are_refused_by_name() {
         (&["add-disk", "fd=1"], "above 2"),
         (&["add-disk", "fd=999999"], "fd 999999 cannot be passed on"),
         (&["add-net", "fd=999999"], "fd 999999 cannot be passed on"),
-        (&["add-fs", "home"], "expected key=value"),
-        (&["add-fs", "{home"], "bad value \"{home\""),
+        (&["add-pmem", "home"], "expected key=value"),
+        (&["add-pmem", "{home"], "bad value \"{home\""),
         (&["create", "/no/such/file"], "cannot read /no/such/file"),
         (
             &["create", "/dev/null"],

@@ -20,6 +20,7 @@ use vm_memory::GuestMemoryError;
 use crate::kvm::KvmError;
 use crate::kvm::memory::MemoryError;
 use crate::kvm::vcpu::VcpuError;
+use crate::wire::fs::FsError;
 use crate::wire::net::NetError;
 use crate::wire::vsock::VsockError;
 
@@ -110,6 +111,9 @@ pub enum BuildError {
     /// A network that was opened before.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// A directory that was opened before.
+    #[error(transparent)]
+    Fs(#[from] FsError),
     /// Sockets that were opened before.
     #[error(transparent)]
     Vsock(#[from] VsockError),

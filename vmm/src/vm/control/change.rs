@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::config::{
-    BalloonConfig, ByteSize, ConfigError, DiskConfig, NetConfig, VmConfig, VsockConfig,
+    BalloonConfig, ByteSize, ConfigError, DiskConfig, FsConfig, NetConfig, VmConfig, VsockConfig,
 };
 use api::request::{
     Answer, ApiError, Descriptors, INITRAMFS, KERNEL, RemoveDeviceConfig, Reply, Request,
@@ -244,6 +244,34 @@ impl Control {
         )
     }
 
+    pub(super) fn add_fs(&mut self, config: FsConfig) -> Answer {
+        const VERB: &str = "vm.add-fs";
+        let definition = self.slot.definition();
+        let definition = definition.ok_or(ApiError::NotCreated { verb: VERB })?;
+        definition.config.memory.check_shared("a file system")?;
+        let events = self.events.clone();
+        self.add(
+            VERB,
+            Descriptors::default(),
+            |vm| vm.fs.push(config),
+            |vm| vm.fs.last().and_then(|fs| fs.id.clone()),
+            |live, vm, id, _| {
+                let fs = vm.fs.last().ok_or_else(|| unknown(id))?;
+                let failed =
+                    |error: wire::fs::FsError| ApiError::of(VERB, error.is_configuration(), &error);
+                let opened = wire::fs::open(fs, &events).map_err(failed)?;
+                let (machine, resources, _) = live.parts();
+                let device = opened.device().map_err(failed)?;
+                let kind = Kind::fs(&device);
+                let info = machine
+                    .plug(id, device, kind)
+                    .map_err(|error| ApiError::failed(VERB, &error))?;
+                resources.fs.push(opened);
+                Ok(Reply::Device(info))
+            },
+        )
+    }
+
     pub(super) fn add_vsock(&mut self, config: VsockConfig) -> Answer {
         const VERB: &str = "vm.add-vsock";
         let definition = self.slot.definition();
@@ -433,7 +461,7 @@ fn check_removable(config: &VmConfig, id: &str) -> Result<(), ApiError> {
     Err(ConfigError::Invalid {
         field: "id".to_owned(),
         value: format!("{id:?}"),
-        problem: "expected a disk, a network or a vsock: this device stays as long as the VM"
+        problem: "expected a disk, a network, a file system or a vsock: this device stays as long as the VM"
             .to_owned(),
     }
     .into())

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use api::config::VmConfig;
 use api::request::{Descriptors, VmState};
 
+use super::debug::Debugger;
 use super::{Options, RunError};
 use crate::cmd::check::kvm::software_kvm;
 use crate::kvm::capabilities::Host;
@@ -56,25 +57,30 @@ pub(super) struct Workshop<'a> {
     pub(super) host: &'a Host,
     pub(super) notices: &'a Arc<Notices>,
     pub(super) options: &'a Options,
+    pub(super) debugger: &'a mut Debugger,
 }
 
 impl Workshop<'_> {
+    /// `held` says what a debugger does to the machine before this one, if there was one.
     fn build(
-        &self,
+        &mut self,
         definition: &Definition,
         resources: &Resources,
         then: VmState,
+        held: Option<bool>,
     ) -> Result<State, RunError> {
         // What a machine before this one had to tell is of no interest any more.
         self.notices.take();
         let config = &definition.config;
-        let paused = build::build(
+        let mut paused = build::build(
             self.host,
             config,
             resources,
             self.notices,
             self.options.started,
         )?;
+        let (boots, held) = (held.is_none(), held == Some(true));
+        self.debugger.prepare(paused.machine_mut(), boots, held);
         Ok(match then {
             VmState::Paused => State::Paused(paused),
             _ => State::Running(paused.resume()),
@@ -87,12 +93,22 @@ impl Workshop<'_> {
     ///
     /// The definition, with what is wrong.
     pub(super) fn boot(
-        &self,
+        &mut self,
+        definition: Definition,
+        resources: Resources,
+        then: VmState,
+    ) -> Result<Box<Live>, (Definition, RunError)> {
+        self.start(definition, resources, then, None)
+    }
+
+    fn start(
+        &mut self,
         definition: Definition,
         mut resources: Resources,
         then: VmState,
+        held: Option<bool>,
     ) -> Result<Box<Live>, (Definition, RunError)> {
-        match self.build(&definition, &resources, then) {
+        match self.build(&definition, &resources, then, held) {
             Ok(state) => {
                 resources.settle();
                 Ok(Box::new(Live {
@@ -115,10 +131,11 @@ impl Workshop<'_> {
     ///
     /// The definition, with what is wrong: the machine is gone.
     pub(super) fn reboot(
-        &self,
+        &mut self,
         live: Box<Live>,
         then: VmState,
     ) -> Result<Box<Live>, (Definition, RunError)> {
+        let held = live.machine().is_held();
         let Live {
             state,
             resources,
@@ -129,7 +146,7 @@ impl Workshop<'_> {
             watchdog_told: _,
         } = *live;
         drop(state);
-        let mut live = self.boot(definition, resources, then)?;
+        let mut live = self.start(definition, resources, then, Some(held))?;
         live.early_faults = early_faults;
         Ok(live)
     }
@@ -138,6 +155,7 @@ impl Workshop<'_> {
 impl Live {
     pub(super) fn vm_state(&self) -> VmState {
         match self.state {
+            State::Running(_) if self.machine().is_held() => VmState::BreakPoint,
             State::Running(_) => VmState::Running,
             State::Paused(_) => VmState::Paused,
         }

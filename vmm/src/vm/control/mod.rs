@@ -2,6 +2,7 @@
 
 mod change;
 mod coredump;
+mod debug;
 mod error;
 mod link;
 mod live;
@@ -19,11 +20,12 @@ use api::event::Events;
 use api::request::{Request, VmState};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use self::debug::Debugger;
 pub use self::error::RunError;
 pub use self::live::Definition;
 use self::live::{Live, Workshop};
 use super::Running;
-use super::inbox::{Inbox, Mailbox};
+use super::inbox::{Inbox, Mailbox, Posted};
 use super::notices::Notices;
 use super::signals::Signals;
 use crate::cmd::check::kvm::software_kvm;
@@ -42,6 +44,8 @@ const REMINDER: Duration = Duration::from_millis(500);
 /// How machines shall be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// A machine that boots waits for a debugger to let it run.
+    pub wait_for_debugger: bool,
     /// A reset by the guest ends the machine.
     pub no_reboot: bool,
     /// The end of the machine by its guest does not end the process: the next one can be asked for.
@@ -88,6 +92,7 @@ pub fn run(
         host: None,
         mailbox: inbox.mailbox(),
         inbox,
+        debugger: Debugger::new(options.wait_for_debugger),
         options,
         events,
     };
@@ -147,6 +152,7 @@ struct Control {
     host: Option<Host>,
     inbox: Inbox,
     mailbox: Mailbox,
+    debugger: Debugger,
     options: Options,
     events: Events,
 }
@@ -169,9 +175,12 @@ impl Control {
             }
             // One at a time: what the guest did meanwhile is looked at in between.
             if self.outcome.is_none()
-                && let Some((request, answerer)) = self.inbox.next()
+                && let Some(posted) = self.inbox.next()
             {
-                answerer.answer(self.serve(request));
+                match posted {
+                    Posted::Request(request, answerer) => answerer.answer(self.serve(request)),
+                    Posted::Debug(request) => self.debug(request),
+                }
             }
             self.look_at_guest()?;
             self.watch_clock()?;
@@ -244,17 +253,20 @@ impl Control {
             net.mac = Some(opened.mac());
         }
         let live = match self.workshop() {
-            Ok(workshop) => workshop.boot(definition, resources, VmState::Running)?,
+            Ok(mut workshop) => workshop.boot(definition, resources, VmState::Running)?,
             Err(error) => return Err((definition, error)),
         };
         self.slot = Slot::Live(live);
         self.events.publish("vm", "booted", &[]);
+        if self.is_held() {
+            tracing::info!("the guest waits for a debugger");
+        }
         Ok(())
     }
 
     /// Opens what `definition` names, and starts what moves bytes from and to the host.
     fn open(&self, definition: &Definition) -> Result<wire::Resources, RunError> {
-        let resources = wire::open(&definition.config, &definition.descriptors)?;
+        let resources = wire::open(&definition.config, &definition.descriptors, &self.events)?;
         let mailbox = self.mailbox.clone();
         resources.start(Box::new(move |action| match action {
             EscapeAction::Quit => mailbox.send(Request::ShutdownVmm),
@@ -277,6 +289,7 @@ impl Control {
             host: self.host.insert(host),
             notices: &self.notices,
             options: &self.options,
+            debugger: &mut self.debugger,
         })
     }
 
@@ -302,6 +315,7 @@ impl Control {
                     definition,
                     ended: true,
                 };
+                self.debugger.machine_ended();
                 self.events.publish("vm", "shutdown", &[]);
                 Err(error)
             }
@@ -315,6 +329,7 @@ impl Control {
                 let definition = live.end();
                 // What the machine had to tell.
                 self.notices.take();
+                self.debugger.machine_ended();
                 self.events.publish("vm", "shutdown", &[]);
                 Slot::Defined {
                     definition,
@@ -339,6 +354,7 @@ impl Control {
             return Ok(());
         }
         let happened = self.notices.take();
+        self.vcpus_stopped(&happened.stops);
         // Before all that ends the machine: its definition shall not keep what the guest gave up.
         if happened.ejected {
             self.take_ejected();
@@ -406,7 +422,7 @@ impl Control {
         }
         // A reset that is found after a pause does not end the pause.
         let then = match &self.slot {
-            Slot::Live(live) => live.vm_state(),
+            Slot::Live(live) if live.vm_state() == VmState::Paused => VmState::Paused,
             _ => VmState::Running,
         };
         self.reboot(then)

@@ -70,6 +70,7 @@ impl Control {
                 config,
                 descriptors,
             } => self.add_net(*config, descriptors),
+            Request::AddFs(config) => self.add_fs(*config),
             Request::AddVsock(config) => self.add_vsock(*config),
             Request::RemoveDevice(config) => self.remove_device(&config),
             _ => Err(ApiError::NotSupported {
@@ -212,7 +213,7 @@ impl Control {
     }
 
     /// Changes the booted machine's state.
-    fn change(&mut self, change: impl FnOnce(Live) -> Live) {
+    pub(super) fn change(&mut self, change: impl FnOnce(Live) -> Live) {
         self.slot = match self.slot.take() {
             Slot::Live(live) => Slot::Live(Box::new(change(*live))),
             other => other,

@@ -1,5 +1,6 @@
 //! Errors of disks that the machine is paused for.
 
+use super::live::Live;
 use super::{Control, Slot};
 
 impl Control {
@@ -7,6 +8,11 @@ impl Control {
     pub(super) fn stop_for_disks(&mut self) {
         // A machine that was paused meanwhile told why then.
         if self.tell_of_disk_errors() && self.running().is_some() {
+            if self.is_held() {
+                // For the debugger it stands still already. Its devices do not.
+                self.change(Live::pause);
+                return;
+            }
             // It runs: there is nothing that could refuse it.
             let _ = self.pause();
         }

@@ -247,6 +247,13 @@ impl TransportCore {
         }
     }
 
+    /// The driver chose another interrupt for queue `index`.
+    pub fn interrupt_moved(&mut self, index: u16) {
+        if matches!(self.life, Life::Running) {
+            self.device.interrupt_moved(index);
+        }
+    }
+
     /// The machine pauses: takes the queues back from the device, in-flight requests drained.
     pub fn pause(&mut self) {
         if matches!(self.life, Life::Running) {

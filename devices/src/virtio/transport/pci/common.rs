@@ -73,7 +73,10 @@ pub(super) fn write(
             }
         }
         (0x16, &[a, b]) => selectors.queue = u16::from_le_bytes([a, b]),
-        (0x1a, &[a, b]) => vectors.set_queue(selectors.queue, u16::from_le_bytes([a, b])),
+        (0x1a, &[a, b]) => {
+            vectors.set_queue(selectors.queue, u16::from_le_bytes([a, b]));
+            core.interrupt_moved(selectors.queue);
+        }
         (0x18, &[a, b]) => {
             if let Some(queue) = core.queue_mut(selectors.queue) {
                 queue.set_size(u16::from_le_bytes([a, b]));

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::super::core::{Isr, Signals};
 use crate::pci::Msi;
 use crate::virtio::Interrupt;
@@ -87,6 +89,12 @@ impl Interrupt for Vectors {
             // Without a vector the driver can only poll the interrupt status.
             self.signals.add_isr(Isr::QUEUE);
         }
+    }
+
+    fn queue_eventfd(&self, index: u16) -> Option<EventFd> {
+        // Its count while the vector is masked is the pending bit, whoever wrote it.
+        let vector = Vectors::queue(self, index);
+        (vector != NO_VECTOR).then(|| self.msi.eventfd(vector).try_clone().ok())?
     }
 
     fn config_changed(&self) {

@@ -30,6 +30,8 @@ pub(in crate::virtio::transport) struct Log {
     pub(in crate::virtio::transport) resets: u32,
     pub(in crate::virtio::transport) features: u64,
     pub(in crate::virtio::transport) fail_start: bool,
+    /// Queues whose interrupt moved while the device ran.
+    pub(in crate::virtio::transport) moved: Vec<u16>,
     pub(in crate::virtio::transport) queues: Vec<ActiveQueue>,
     pub(in crate::virtio::transport) interrupt: Option<Arc<dyn Interrupt>>,
 }
@@ -115,6 +117,12 @@ impl VirtioDevice for Idle {
         let mut log = self.log.lock().unwrap();
         assert!(log.interrupt.is_none(), "reset while running");
         log.resets += 1;
+    }
+
+    fn interrupt_moved(&mut self, index: u16) {
+        let mut log = self.log.lock().unwrap();
+        assert!(log.interrupt.is_some(), "moved while it does not run");
+        log.moved.push(index);
     }
 }
 

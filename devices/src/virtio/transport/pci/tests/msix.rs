@@ -108,6 +108,37 @@ fn function_mask_holds_all_vectors() {
 }
 
 #[test]
+fn eventfd_of_a_queue_is_its_vector_masked_or_not() {
+    let (machine, _rings) = Machine::running();
+    machine.set_msix_control(ENABLE);
+    machine.set_vector(0, message(0), false);
+    machine.set_vector(1, message(1), true);
+    // As another process writes them.
+    for queue in [0, 1] {
+        let eventfd = machine.interrupt().queue_eventfd(queue).unwrap();
+        eventfd.write(1).unwrap();
+    }
+    assert_eq!(machine.msi.vector(0).1, 1);
+    assert_eq!(machine.pending(), 0b10);
+    assert!(machine.interrupt().queue_eventfd(7).is_none());
+}
+
+#[test]
+fn device_is_told_of_another_vector_while_it_runs() {
+    let (machine, _rings) = Machine::running();
+    assert!(machine.log().moved.is_empty());
+    machine.write(QUEUE_SELECT, 1);
+    machine.write(QUEUE_VECTOR, 0xffff);
+    assert_eq!(machine.log().moved, [1]);
+    assert!(machine.interrupt().queue_eventfd(1).is_none());
+    machine.write(QUEUE_VECTOR, 2);
+    let eventfd = machine.interrupt().queue_eventfd(1).unwrap();
+    eventfd.write(1).unwrap();
+    machine.set_msix_control(ENABLE);
+    assert_eq!(machine.pending(), 0b100);
+}
+
+#[test]
 fn changed_message_takes_effect_on_a_live_vector() {
     let (machine, _rings) = Machine::running();
     machine.set_msix_control(ENABLE);
