@@ -15,5 +15,6 @@ mod net;
 mod power;
 mod rng;
 mod serial;
+mod space;
 mod vsock;
 mod watchdog;

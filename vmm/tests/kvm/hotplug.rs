@@ -3,10 +3,10 @@
 
 use std::fs;
 
-use api::config::{ByteSize, DiskConfig, VsockConfig};
+use api::config::{ByteSize, DiskConfig, RateLimiterConfig, TokenBucket, VsockConfig};
 use api::request::{
     ApiError, Descriptors, PciDeviceInfo, RemoveDeviceConfig, Reply, Request, ResizeConfig,
-    Service, VmInfo,
+    Service, SetRateLimiterConfig, VmInfo,
 };
 use arch::x86_64::layout;
 use devices::acpi::hotplug::units::{SELECT, STATUS, Status};
@@ -212,12 +212,57 @@ fn bus_that_is_full_refuses_another_device_and_keeps_the_others() {
     }
     let before = counts();
     let error = add_disk(&run, &setup, None).unwrap_err();
+    assert_eq!(error.status(), 400);
     assert!(
         error.messages().concat().contains("no free PCI slot"),
         "{error:?}"
     );
     nothing_is_left(before);
     assert_eq!(info(&run).config.disks.len(), 30);
+    end(run);
+}
+
+#[test]
+fn limits_are_set_for_disks_and_groups_and_for_nothing_else() {
+    let setup = Setup::new(Code::new().stop());
+    fs::write(setup.path("disk"), [0; 4096]).unwrap();
+    let run = setup.start();
+    add_disk(&run, &setup, Some("plugged")).unwrap();
+    let limits = RateLimiterConfig {
+        ops: Some(TokenBucket {
+            size: 5,
+            one_time_burst: None,
+            refill_time: 1000,
+        }),
+        bandwidth: None,
+    };
+    let set = |id: Option<&str>, group: Option<&str>, limits: Option<&RateLimiterConfig>| {
+        run.mailbox
+            .call(Request::SetRateLimiter(SetRateLimiterConfig {
+                id: id.map(str::to_owned),
+                rate_limit_group: group.map(str::to_owned),
+                rate_limiter_config: limits.cloned(),
+            }))
+            .map_err(|error| (error.status(), error.to_string()))
+    };
+    let told = || info(&run).config.disks[0].rate_limiter_config.clone();
+    assert_eq!(set(Some("plugged"), None, Some(&limits)), Ok(Reply::Done));
+    assert_eq!(told().as_ref(), Some(&limits));
+    assert_eq!(set(Some("plugged"), None, None), Ok(Reply::Done));
+    assert_eq!(told(), None);
+    let rng = info(&run).config.rng.id.unwrap();
+    for (id, group, status, part) in [
+        (Some("nobody"), None, 404, "no device has the id"),
+        (Some(rng.as_str()), None, 400, "expected a disk"),
+        (None, Some("none"), 400, "rate_limit_groups"),
+        (None, None, 400, "id is missing"),
+        (Some("plugged"), Some("none"), 400, "not both"),
+    ] {
+        let (code, message) = set(id, group, Some(&limits)).unwrap_err();
+        assert_eq!(code, status, "{message}");
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(told(), None);
     end(run);
 }
 

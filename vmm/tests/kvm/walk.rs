@@ -2,7 +2,8 @@
 
 use api::config::DiskConfig;
 use api::request::{
-    Descriptors, RemoveDeviceConfig, Reply, Request, ResizeConfig, Service, VmState,
+    Descriptors, RemoveDeviceConfig, Reply, Request, ResizeConfig, Service, SetRateLimiterConfig,
+    VmState,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -26,9 +27,10 @@ enum Verb {
     AddDisk,
     RemoveUnknown,
     Resize,
+    LimitUnknown,
 }
 
-const VERBS: [Verb; 13] = [
+const VERBS: [Verb; 14] = [
     Verb::Create,
     Verb::Delete,
     Verb::Boot,
@@ -42,6 +44,7 @@ const VERBS: [Verb; 13] = [
     Verb::AddDisk,
     Verb::RemoveUnknown,
     Verb::Resize,
+    Verb::LimitUnknown,
 ];
 
 /// No VM, or one in a state.
@@ -63,7 +66,7 @@ fn model(state: State, verb: Verb) -> Result<State, u16> {
         (Verb::PowerButton, Some(Running)) => Ok(state),
         (Verb::Nmi | Verb::Counters | Verb::Resize, Some(Running | Paused)) => Ok(state),
         (Verb::AddDisk, Some(_)) => Ok(state),
-        (Verb::RemoveUnknown, Some(_)) => Err(404),
+        (Verb::RemoveUnknown | Verb::LimitUnknown, Some(_)) => Err(404),
         _ => Err(405),
     }
 }
@@ -92,6 +95,10 @@ fn request(setup: &Setup, verb: Verb, number: usize) -> Request {
         },
         Verb::RemoveUnknown => Request::RemoveDevice(RemoveDeviceConfig {
             id: "nobody".to_owned(),
+        }),
+        Verb::LimitUnknown => Request::SetRateLimiter(SetRateLimiterConfig {
+            id: Some("nobody".to_owned()),
+            ..SetRateLimiterConfig::default()
         }),
         Verb::Resize => Request::Resize(ResizeConfig {
             desired_vcpus: Some(1),
