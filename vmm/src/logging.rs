@@ -52,8 +52,14 @@ pub fn start(started: Instant, verbosity: u8, file: Option<&Path>) -> Result<(),
         2 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
+    // The guest can have the crate for image formats say something as often as it likes. The disk itself tells of errors.
+    let formats = if verbosity > 1 {
+        level
+    } else {
+        LevelFilter::OFF
+    };
     let lines = tracing_subscriber::fmt()
-        .with_max_level(level)
+        .with_env_filter(format!("{level},imago={formats}"))
         .with_timer(Uptime(started))
         .with_target(verbosity > 1)
         .with_thread_names(verbosity > 1);

@@ -43,8 +43,9 @@ pub struct VmArgs {
     #[arg(long, value_name = "size=S,...")]
     pub memory: Option<MemoryConfig>,
 
-    /// A disk: a raw image or a block device. May be repeated. Keys: path=PATH, readonly=on|off, id=NAME, serial=TEXT,
-    /// direct=on|off, sparse=on|off, num_queues=N, queue_size=N, queue_affinity=[QUEUE@[CPU,...],...], image_type=raw,
+    /// A disk: a raw or qcow2 image, or a block device. May be repeated. Keys: path=PATH, image_type=raw|qcow2, readonly=on|off,
+    /// id=NAME, serial=TEXT, backing_files=on|off (whether a qcow2 image may build on others), overlay=PATH (a layer that takes
+    /// the writes), direct=on|off, sparse=on|off, num_queues=N, queue_size=N, queue_affinity=[QUEUE@[CPU,...],...],
     /// lock_granularity=byte-range|full, and limits: bw_size=BYTES, bw_one_time_burst=BYTES, bw_refill_time=MS, ops_size=N,
     /// ops_one_time_burst=N, ops_refill_time=MS, or rate_limit_group=GROUP.
     #[arg(long, value_name = "path=PATH,...", action = ArgAction::Append, num_args = 1..)]

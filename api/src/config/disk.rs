@@ -17,13 +17,14 @@ const SERIAL_BYTES: usize = 20;
 /// Most queues of a disk, each of which has a thread.
 const MAX_QUEUES: usize = 256;
 
-/// A disk. `--disk path=PATH[,readonly=on|off,direct=on|off,num_queues=N,queue_size=N,queue_affinity=[0@[1,3-4]],sparse=on|off,`
-/// `lock_granularity=byte-range|full,bw_size=N,bw_one_time_burst=N,bw_refill_time=MS,ops_size=N,ops_one_time_burst=N,`
-/// `ops_refill_time=MS,rate_limit_group=GROUP,werror=report|stop|enospc,rerror=report|stop,serial=S,id=ID]`.
+/// A disk. `--disk path=PATH[,readonly=on|off,image_type=raw|qcow2,backing_files=on|off,overlay=PATH,direct=on|off,num_queues=N,`
+/// `queue_size=N,queue_affinity=[0@[1,3-4]],sparse=on|off,lock_granularity=byte-range|full,bw_size=N,bw_one_time_burst=N,`
+/// `bw_refill_time=MS,ops_size=N,ops_one_time_burst=N,ops_refill_time=MS,rate_limit_group=GROUP,werror=report|stop|enospc,`
+/// `rerror=report|stop,serial=S,id=ID]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiskConfig {
-    /// Raw image file or block device. Required, unless an open descriptor of it comes with the configuration.
+    /// Image file or block device. Required, unless an open descriptor of it comes with the configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub path: Option<PathBuf>,
@@ -39,10 +40,11 @@ pub struct DiskConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1, max_length = 64, pattern = "^(?!__)[!-~]+$")]
     pub id: Option<String>,
-    /// Format of the image. `Raw`; `Unknown` means the same, as formats are never guessed from contents that a guest
+    /// Format of the image: `Raw` or `Qcow2`. `Unknown` means `Raw`, as formats are never guessed from contents that a guest
     /// can write.
     pub image_type: ImageType,
-    /// Whether the host's page cache is passed by (O_DIRECT). A descriptor that was opened so is used so in any case.
+    /// Whether the host's page cache is passed by (O_DIRECT). A descriptor that was opened so is used so in any case. Only
+    /// `false` for a qcow2 image or an overlay.
     pub direct: bool,
     /// Number of queues, each served by a thread of its own: 1 to 256.
     #[schema(minimum = 1, maximum = 256)]
@@ -74,13 +76,20 @@ pub struct DiskConfig {
     /// Host CPUs that the queues' threads run on. The thread of a queue that is not named runs where the host likes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_affinity: Option<Vec<VirtQueueAffinity>>,
-    /// Whether an image may name other files that it builds on. Only `false`.
+    /// Whether a qcow2 image may name another file that it builds on, which is opened for reading then. An image that names
+    /// one is refused otherwise. Only `false` for a raw image.
     pub backing_files: bool,
+    /// Path of a layer that takes what the guest writes, so that the image at `path` is only read and can be shared. A qcow2
+    /// image is made there if there is none; one that is there already is gone on with, if it builds on `path`. Not with
+    /// `readonly`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
+    pub overlay: Option<PathBuf>,
     /// Whether blocks that the guest discards, or has filled with zeros, are given back to the host where it can take them.
     /// If not, discards are not offered.
     pub sparse: bool,
     /// What part of the image is locked (F_OFD_SETLK) against others that lock it: against all, or, if the guest can only read,
-    /// against those that write.
+    /// against those that write. The whole of a qcow2 image in any case, as it grows.
     pub lock_granularity: LockGranularity,
     /// Whether io_uring is done without where there is one: a few threads per queue make calls that block.
     /// `_disable_io_uring` on the command line.
@@ -102,7 +111,7 @@ pub struct DiskConfig {
 pub enum ImageType {
     /// Virtual Hard Disk of fixed size. Not supported.
     FixedVhd,
-    /// QEMU's copy-on-write format. Not supported.
+    /// QEMU's copy-on-write format.
     Qcow2,
     /// The disk's blocks in order.
     Raw,
@@ -154,6 +163,7 @@ impl Default for DiskConfig {
             rate_limiter_config: None,
             queue_affinity: None,
             backing_files: false,
+            overlay: None,
             sparse: true,
             lock_granularity: LockGranularity::default(),
             disable_io_uring: false,
@@ -171,7 +181,6 @@ impl Section for DiskConfig {
         "pci_device_id",
         "vhost_user",
         "vhost_socket",
-        "backing_files",
     ];
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -197,23 +206,30 @@ impl Section for DiskConfig {
                 format!("expected at most {SERIAL_BYTES} ASCII characters"),
             ));
         }
-        match self.image_type {
-            ImageType::Raw | ImageType::Unknown => Ok(()),
-            other => Err(ConfigError::Unsupported {
-                field: "image_type".to_owned(),
-                value: format!("{other:?}"),
-                default: format!("{:?}", ImageType::Raw),
-            }),
-        }
+        self.check_format()
     }
 
     fn check_backing(&self, passed: Passed<'_>) -> Result<(), ConfigError> {
         let passed = passed(self.id.as_deref().unwrap_or_default());
+        if passed > 0 && self.backing_files {
+            return Err(ConfigError::invalid(
+                "backing_files",
+                true,
+                "expected false for an image by descriptor, as what it builds on is named relative to its path",
+            ));
+        }
+        if let Some(overlay) = self.overlay.as_ref().filter(|_| passed > 0) {
+            return Err(ConfigError::invalid(
+                "overlay",
+                format!("{overlay:?}"),
+                "expected none over an image by descriptor, as an overlay names the path of what it builds on",
+            ));
+        }
         match (&self.path, passed) {
             (Some(_), 0) | (None, 1) => Ok(()),
             (None, 0) => Err(ConfigError::missing(
                 "path",
-                "the path of a raw image file or a block device",
+                "the path of an image file or a block device",
             )),
             (Some(path), _) => Err(ConfigError::invalid(
                 "path",
@@ -230,6 +246,53 @@ impl Section for DiskConfig {
 }
 
 impl DiskConfig {
+    /// Checks what the format of the image has to do with.
+    fn check_format(&self) -> Result<(), ConfigError> {
+        let qcow2 = match self.image_type {
+            ImageType::Raw | ImageType::Unknown => false,
+            ImageType::Qcow2 => true,
+            other => {
+                return Err(ConfigError::invalid(
+                    "image_type",
+                    format!("{other:?}"),
+                    "expected Raw or Qcow2, as podvisor does not support other formats",
+                ));
+            }
+        };
+        if self.backing_files && !qcow2 {
+            return Err(ConfigError::invalid(
+                "backing_files",
+                true,
+                "expected false for a raw image, which builds on nothing (image_type tells the format)",
+            ));
+        }
+        if self.direct && (qcow2 || self.overlay.is_some()) {
+            return Err(ConfigError::invalid(
+                "direct",
+                true,
+                "expected false for a qcow2 image or an overlay, which go through the host's page cache",
+            ));
+        }
+        if let Some(overlay) = &self.overlay {
+            check_path("overlay", overlay)?;
+            if self.path.as_ref() == Some(overlay) {
+                return Err(ConfigError::invalid(
+                    "overlay",
+                    format!("{overlay:?}"),
+                    "expected another file than path, which it builds on",
+                ));
+            }
+            if self.readonly {
+                return Err(ConfigError::invalid(
+                    "overlay",
+                    format!("{overlay:?}"),
+                    "expected none on a disk that the guest can only read",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn check_queues(&self) -> Result<(), ConfigError> {
         if !(1..=MAX_QUEUES).contains(&self.num_queues) {
             return Err(ConfigError::invalid(

@@ -31,6 +31,36 @@ pub(super) fn add(schemas: &mut Map<String, Value>) {
     disk["then"] = path("path");
     disk["else"] = without("path");
 
+    // What goes with a format only.
+    let off = |field: &str| json!({"properties": {field: {"const": false}}});
+    for name in ["DiskConfig", ADD_DISK] {
+        let rules = &mut schemas[name]["dependentSchemas"];
+        rules["image_type"] = json!({
+            "if": {"properties": {"image_type": {"const": "Qcow2"}}},
+            "then": off("direct"),
+        });
+        rules["backing_files"] = json!({
+            "if": {"properties": {"backing_files": {"const": true}}},
+            "then": {
+                "required": ["image_type"],
+                "properties": {
+                    "image_type": {"const": "Qcow2"},
+                    "fds": {"maxProperties": 0, "maxItems": 0},
+                },
+            },
+        });
+        rules["overlay"] = json!({
+            "if": {"properties": {"overlay": {"type": "string"}}},
+            "then": {
+                "properties": {
+                    "readonly": {"const": false},
+                    "direct": {"const": false},
+                    "fds": {"maxProperties": 0, "maxItems": 0},
+                },
+            },
+        });
+    }
+
     // What the parser takes for no address and no path cannot be given.
     let vsock = &mut schemas["VsockConfig"];
     vsock["required"] = json!(["cid", "socket"]);
@@ -134,7 +164,7 @@ fn add_values(schemas: &mut Map<String, Value>) {
         schemas[name]["properties"]["queue_size"]["enum"] = json!(sizes);
     }
     for name in ["DiskConfig", ADD_DISK] {
-        schemas[name]["properties"]["image_type"]["enum"] = json!(["Raw", "Unknown"]);
+        schemas[name]["properties"]["image_type"]["enum"] = json!(["Qcow2", "Raw", "Unknown"]);
     }
     schemas["MemoryConfig"]["properties"]["hugepage_size"]["enum"] =
         json!([2 << 20, 1 << 30, null]);

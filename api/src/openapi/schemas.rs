@@ -47,6 +47,7 @@ pub(super) fn schemas() -> Map<String, Value> {
     only_defaults::<DebugConsoleConfig>(&mut schemas);
     only_defaults::<PlatformConfig>(&mut schemas);
     for (schema, field) in [
+        ("DiskConfig", "overlay"),
         ("DiskConfig", "werror"),
         ("DiskConfig", "rerror"),
         ("DeviceNode", "engine"),

@@ -8,6 +8,7 @@ mod cpu;
 mod fs;
 mod gdb;
 mod hotplug;
+mod images;
 mod lifecycle;
 mod memory;
 mod mmio;

@@ -39,14 +39,24 @@ pub(super) fn make_direct(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether `file` was opened for what it shall be used for: reading, and writing at any position too if `write`.
-pub(super) fn allows(file: &File, write: bool) -> io::Result<bool> {
+/// Whether `file` passes the host's page cache by.
+pub(super) fn is_direct(file: &File) -> io::Result<bool> {
+    Ok(flags(file)? & libc::O_DIRECT != 0)
+}
+
+fn flags(file: &File) -> io::Result<libc::c_int> {
     // SAFETY: F_GETFL takes no argument, and the descriptor is open.
     #[expect(unsafe_code)]
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
     if flags < 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(flags)
+}
+
+/// Whether `file` was opened for what it shall be used for: reading, and writing at any position too if `write`.
+pub(super) fn allows(file: &File, write: bool) -> io::Result<bool> {
+    let flags = flags(file)?;
     Ok(match flags & libc::O_ACCMODE {
         // Where each write goes to the end, its position is not looked at.
         libc::O_RDWR => !write || flags & libc::O_APPEND == 0,

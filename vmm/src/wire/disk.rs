@@ -11,21 +11,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::config::{
-    self, DiskConfig, LockGranularity, RateLimitGroupConfig, RateLimiterConfig, ReadErrorPolicy,
-    VirtQueueAffinity, WriteErrorPolicy,
+    self, DiskConfig, ImageType, LockGranularity, RateLimitGroupConfig, RateLimiterConfig,
+    ReadErrorPolicy, VirtQueueAffinity, WriteErrorPolicy,
 };
 use devices::host_cpus::{HostCpuError, HostCpus};
 use devices::platform::Platform;
 use devices::rate_limit::{RateLimiter, RateLimits, TokenBucket};
 use devices::virtio::block::{
-    self, Block, BlockSetup, Disk, FileDisk, ID_LEN, LockError, LockExtent, StopOn, StopOnWrite,
+    self, Block, BlockSetup, Disk, FileDisk, ID_LEN, LockError, LockExtent, Qcow2Disk, Qcow2Header,
+    StopOn, StopOnWrite,
 };
 
 use super::descriptor;
 
 mod holder;
+mod image;
 
 pub use self::holder::Holder;
+pub use self::image::ChainError;
 
 /// A disk that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,14 @@ pub enum DiskError {
         /// Where it is.
         origin: Origin,
     },
+    /// A descriptor that passes the host's page cache by.
+    #[error(
+        "--disk: {origin} is open for direct access (O_DIRECT), expected a qcow2 image without"
+    )]
+    DirectQcow2 {
+        /// Whose descriptor it is.
+        origin: Origin,
+    },
     /// Somebody else uses it.
     #[error(
         "--disk: {origin} is locked by {}, expected nobody else to {}",
@@ -98,6 +109,36 @@ pub enum DiskError {
         /// What is wrong with it.
         #[source]
         source: block::DiskError,
+    },
+    /// The image does not begin as one of its format does.
+    #[error("--disk: {origin} cannot be used as image_type=qcow2")]
+    Header {
+        /// Where it is.
+        origin: Origin,
+        /// What is wrong with it.
+        #[source]
+        source: io::Error,
+    },
+    /// The image cannot be used.
+    #[error("--disk: {origin} cannot be used as image_type=qcow2")]
+    Qcow2 {
+        /// Where it is.
+        origin: Origin,
+        /// What is wrong with it.
+        #[source]
+        source: Box<block::Qcow2Error>,
+    },
+    /// What an image builds on cannot be used with it.
+    #[error(transparent)]
+    Chain(Box<ChainError>),
+    /// A layer cannot be made.
+    #[error("--disk: cannot make the overlay at {origin}")]
+    Make {
+        /// Where it was to be.
+        origin: Origin,
+        /// What the host said.
+        #[source]
+        source: io::Error,
     },
     /// The limits that it shall share are not there.
     #[error(
@@ -200,7 +241,9 @@ pub fn open(
     let DiskConfig {
         path,
         readonly,
-        direct,
+        image_type,
+        backing_files,
+        overlay,
         queue_size,
         num_queues,
         queue_affinity,
@@ -215,7 +258,6 @@ pub fn open(
         disable_io_uring,
         ..
     } = config;
-    let (readonly, direct) = (*readonly, *direct);
     let id = id.as_deref().unwrap_or("disk");
     let limiter = match (rate_limit_group, rate_limiter_config) {
         (Some(group), _) => groups.get(group).cloned().ok_or_else(|| DiskError::Group {
@@ -224,6 +266,92 @@ pub fn open(
         })?,
         (None, config) => limiter(limits(config.as_ref())),
     };
+    let format = match image_type {
+        ImageType::Qcow2 => image::Format::Qcow2,
+        // The configuration was checked: other formats do not come here.
+        _ => image::Format::Raw,
+    };
+    let disk: Arc<dyn Disk> = match (path, overlay) {
+        (Some(path), Some(overlay)) => {
+            let disk = image::open_overlay(overlay, path, format, *backing_files)?;
+            shared(disk, *sparse, Qcow2Disk::keeping_blocks)
+        }
+        _ => {
+            let (origin, file) = open_image(config, id, descriptors)?;
+            match format {
+                image::Format::Qcow2 => {
+                    let disk = image::open(file, &origin, *readonly, *backing_files)?;
+                    shared(disk, *sparse, Qcow2Disk::keeping_blocks)
+                }
+                image::Format::Raw => {
+                    let disk = open_raw(file, &origin, *readonly, *lock_granularity)?;
+                    shared(disk, *sparse, FileDisk::keeping_blocks)
+                }
+            }
+        }
+    };
+    let queues = queue_affinity.iter().flatten();
+    let affinity = queues.map(
+        |VirtQueueAffinity {
+             queue_index,
+             host_cpus,
+         }| {
+            let queue = *queue_index;
+            let cpus = HostCpus::new(host_cpus).map_err(|source| DiskError::Affinity {
+                id: id.to_owned(),
+                queue,
+                source: Box::new(source),
+            })?;
+            Ok((queue, cpus))
+        },
+    );
+    Ok(OpenDisk {
+        id: id.to_owned(),
+        disk,
+        setup: BlockSetup {
+            name: format!("virtio-{id}"),
+            id: identification(serial.as_deref().unwrap_or(id)),
+            // The configuration was checked: there are not so many.
+            queues: u16::try_from(*num_queues).unwrap_or(u16::MAX),
+            queue_size: *queue_size,
+            affinity: affinity.collect::<Result<_, DiskError>>()?,
+            io_uring: !disable_io_uring,
+            limiter,
+        },
+        stop_on: StopOn {
+            reads: *rerror == ReadErrorPolicy::Stop,
+            writes: match werror {
+                WriteErrorPolicy::Report => StopOnWrite::Never,
+                WriteErrorPolicy::Stop => StopOnWrite::Any,
+                WriteErrorPolicy::Enospc => StopOnWrite::NoSpace,
+            },
+        },
+    })
+}
+
+/// A disk that gives blocks back to the host if it is `sparse`, and is made one by `keeping` that does not, if it is not.
+fn shared<D: Disk + 'static>(disk: D, sparse: bool, keeping: impl Fn(D) -> D) -> Arc<dyn Disk> {
+    if sparse {
+        Arc::new(disk)
+    } else {
+        Arc::new(keeping(disk))
+    }
+}
+
+/// Opens the file of the disk `id`, or copies the descriptor that came for it.
+fn open_image(
+    config: &DiskConfig,
+    id: &str,
+    descriptors: &[OwnedFd],
+) -> Result<(Origin, File), DiskError> {
+    let DiskConfig {
+        path,
+        readonly,
+        direct,
+        image_type,
+        ..
+    } = config;
+    let (readonly, direct) = (*readonly, *direct);
     let (origin, file) = match (descriptors.first(), path) {
         (Some(descriptor), _) => {
             let origin = Origin::Descriptor(id.to_owned());
@@ -246,63 +374,52 @@ pub fn open(
         readonly,
         source,
     };
-    let unusable = |source| DiskError::Unusable {
-        origin: origin.clone(),
-        source,
-    };
     let file = file.map_err(|source| match source.raw_os_error() {
         Some(libc::EINVAL) if direct => DiskError::Direct {
             origin: origin.clone(),
         },
         _ => failed(source),
     })?;
-    let file = file.ok_or_else(|| unusable(block::DiskError::Kind("pipe")))?;
+    let file = file.ok_or_else(|| kind(&origin, "pipe"))?;
     if !descriptor::allows(&file, !readonly).map_err(failed)? {
         return Err(DiskError::Access { origin, readonly });
     }
-    let seen = file.try_clone().map_err(failed)?;
-    let mut disk = FileDisk::new(file, readonly).map_err(unusable)?;
-    lock(&mut disk, &seen, *lock_granularity, &origin)?;
-    if !sparse {
-        disk = disk.keeping_blocks();
+    if *image_type == ImageType::Qcow2 && descriptor::is_direct(&file).map_err(failed)? {
+        return Err(DiskError::DirectQcow2 { origin });
     }
-    let queues = queue_affinity.iter().flatten();
-    let affinity = queues.map(
-        |VirtQueueAffinity {
-             queue_index,
-             host_cpus,
-         }| {
-            let queue = *queue_index;
-            let cpus = HostCpus::new(host_cpus).map_err(|source| DiskError::Affinity {
-                id: id.to_owned(),
-                queue,
-                source: Box::new(source),
-            })?;
-            Ok((queue, cpus))
-        },
-    );
-    Ok(OpenDisk {
-        id: id.to_owned(),
-        disk: Arc::new(disk),
-        setup: BlockSetup {
-            name: format!("virtio-{id}"),
-            id: identification(serial.as_deref().unwrap_or(id)),
-            // The configuration was checked: there are not so many.
-            queues: u16::try_from(*num_queues).unwrap_or(u16::MAX),
-            queue_size: *queue_size,
-            affinity: affinity.collect::<Result<_, _>>()?,
-            io_uring: !disable_io_uring,
-            limiter,
-        },
-        stop_on: StopOn {
-            reads: *rerror == ReadErrorPolicy::Stop,
-            writes: match werror {
-                WriteErrorPolicy::Report => StopOnWrite::Never,
-                WriteErrorPolicy::Stop => StopOnWrite::Any,
-                WriteErrorPolicy::Enospc => StopOnWrite::NoSpace,
-            },
-        },
-    })
+    Ok((origin, file))
+}
+
+fn kind(origin: &Origin, kind: &'static str) -> DiskError {
+    DiskError::Unusable {
+        origin: origin.clone(),
+        source: block::DiskError::Kind(kind),
+    }
+}
+
+/// Opens the raw image in `file`.
+fn open_raw(
+    file: File,
+    origin: &Origin,
+    readonly: bool,
+    granularity: LockGranularity,
+) -> Result<FileDisk, DiskError> {
+    let failed = |source| DiskError::Open {
+        origin: origin.clone(),
+        readonly,
+        source,
+    };
+    let seen = file.try_clone().map_err(failed)?;
+    if matches!(Qcow2Header::read(&seen), Ok(header) if header.size > 0) {
+        tracing::warn!(%origin, "raw disk begins like a qcow2 image: image_type=qcow2 uses it as one");
+    }
+    let disk = FileDisk::new(file, readonly);
+    let mut disk = disk.map_err(|source| DiskError::Unusable {
+        origin: origin.clone(),
+        source,
+    })?;
+    lock(&mut disk, &seen, granularity, origin)?;
+    Ok(disk)
 }
 
 /// Keeps others off `disk`, which is `file`. Where the host has no locks, nobody is kept off.
@@ -323,16 +440,21 @@ fn lock(
             readonly: disk.read_only(),
             holder: holder::find(file).map(Box::new),
         }),
-        Err(LockError::Host(error)) => match error.raw_os_error() {
-            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOLCK) => {
-                tracing::warn!(%origin, %error, "disk is not locked: its file system has no locks");
-                Ok(())
-            }
-            _ => Err(DiskError::Lock {
-                origin: origin.clone(),
-                source: error,
-            }),
-        },
+        Err(LockError::Host(error)) => unlocked(origin, error),
+    }
+}
+
+/// Fails unless `error` says that there are no locks to be had.
+fn unlocked(origin: &Origin, error: io::Error) -> Result<(), DiskError> {
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOLCK) => {
+            tracing::warn!(%origin, %error, "disk is not locked: its file system has no locks");
+            Ok(())
+        }
+        _ => Err(DiskError::Lock {
+            origin: origin.clone(),
+            source: error,
+        }),
     }
 }
 

@@ -72,7 +72,7 @@ fn errors_name_the_path_of_the_field() {
     insta::assert_snapshot!(json_refusal(r#"{"payload": {"kernel": "/k"}, "disks": [{"path": "/a", "queue_size": 100}]}"#),
         @"bad value 100 for disks[0].queue_size: expected a power of two from 4 to 32768");
     insta::assert_snapshot!(json_refusal(r#"{"payload": {"kernel": "/k"}, "disks": [{}]}"#),
-        @"disks[0].path is missing: expected the path of a raw image file or a block device");
+        @"disks[0].path is missing: expected the path of an image file or a block device");
     insta::assert_snapshot!(json_refusal(r#"{"payload": {"kernel": "/k"}} x"#),
         @"the document: trailing characters at line 1 column 31");
     insta::assert_snapshot!(json_refusal("{"), @"the document: EOF while parsing an object at line 1 column 1");

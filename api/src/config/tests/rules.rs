@@ -407,7 +407,7 @@ fn descriptors_stand_for_paths() {
     insta::assert_snapshot!(passed(&["_disk0"]).unwrap_err(),
         @"payload.kernel is missing: expected the path of a kernel (an ELF file or a bzImage), --kernel on the command line");
     insta::assert_snapshot!(passed(&["kernel"]).unwrap_err(),
-        @"disks[0].path is missing: expected the path of a raw image file or a block device");
+        @"disks[0].path is missing: expected the path of an image file or a block device");
     insta::assert_snapshot!(passed(&["kernel", "_disk0", "_disk0"]).unwrap_err(),
         @"bad value of 2 descriptors for disks[0].fds: expected one descriptor");
 }

@@ -117,7 +117,7 @@ fn misuse_of_descriptors_is_refused_by_field() {
     insta::assert_snapshot!(refused(json!({"payload": kernel, "disks": [{"id": "a", "path": "/a"}], "fds": {"a": [0]}})),
         @r#"bad value "/a" for disks[0].path: expected either a path or a descriptor, not both"#);
     insta::assert_snapshot!(refused(json!({"payload": kernel, "disks": [{"id": "a"}]})),
-        @"disks[0].path is missing: expected the path of a raw image file or a block device");
+        @"disks[0].path is missing: expected the path of an image file or a block device");
     insta::assert_snapshot!(refused(json!({"payload": kernel, "fds": {"kernel": [0]}})),
         @r#"bad value "/k" for payload.kernel: expected either a path or a descriptor, not both"#);
     insta::assert_snapshot!(refused(json!({"payload": {"initramfs": "/i"}, "fds": {"kernel": [0], "initramfs": [1]}})),
@@ -168,7 +168,7 @@ fn disk_that_is_added_takes_the_descriptor_that_is_named() {
     }
     let refused = |body: Value| message(&fixture.pass(ADD_DISK, &body, &files));
     insta::assert_snapshot!(refused(json!({"id": "a"})),
-        @"path is missing: expected the path of a raw image file or a block device");
+        @"path is missing: expected the path of an image file or a block device");
     insta::assert_snapshot!(refused(json!({"path": "/a", "fds": [0]})),
         @r#"bad value "/a" for path: expected either a path or a descriptor, not both"#);
     insta::assert_snapshot!(refused(json!({"fds": [0, 1]})),

@@ -188,6 +188,7 @@ pub(super) const EXPLAINED: &[Row] = &[
     ("PlatformConfig.transport *", "-", "*", "our own"),
     ("Transport *", "-", "*", "our own"),
     ("DiskConfig.image_type default", "-", "Unknown", SAID),
+    ("DiskConfig.overlay *", "-", "*", "our own"),
     (
         "DiskConfig.num_queues minimum",
         "-",

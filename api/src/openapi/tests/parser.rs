@@ -39,9 +39,8 @@ macro_rules! for_each_section {
 /// The fields that the parser reads, each with its schema.
 fn fields(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
     let fields = schema["properties"].as_object().unwrap();
-    fields
-        .iter()
-        .filter(|(_, field)| field.get(ADDITION).is_none())
+    // Descriptors come beside what the parser reads.
+    fields.iter().filter(|(name, _)| *name != "fds")
 }
 
 /// A section that is accepted, with what a field needs beside it.

@@ -318,7 +318,7 @@ fn can_discard(file: &File, device: bool, size: u64) -> bool {
     answer.is_ok()
 }
 
-fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
+pub(super) fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
     let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let offset = libc::off_t::try_from(offset).map_err(invalid)?;
     let len = libc::off_t::try_from(len).map_err(invalid)?;
@@ -343,12 +343,12 @@ fn range_ioctl(file: &File, request: libc::c_ulong, offset: u64, len: u64) -> io
 }
 
 /// The size of `file`: where seeking says that its end is, for block devices as well, whose metadata have no size.
-fn end(mut file: &File) -> io::Result<u64> {
+pub(super) fn end(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
 /// Fails if the process may not make a file of `size` bytes (RLIMIT_FSIZE): the host would end it by SIGXFSZ.
-fn check_file_limit(size: u64) -> io::Result<()> {
+pub(super) fn check_file_limit(size: u64) -> io::Result<()> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,

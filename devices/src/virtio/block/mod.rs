@@ -14,6 +14,7 @@ mod handler;
 mod limit;
 mod lock;
 mod metrics;
+mod qcow2;
 mod resize;
 mod slot;
 mod spec;
@@ -29,6 +30,10 @@ pub use file::{DiskError, FileDisk};
 pub use limit::BlockLimits;
 pub use lock::{LockError, LockExtent};
 pub use metrics::BlockMetrics;
+pub use qcow2::{
+    Backing, BackingImage, Header as Qcow2Header, HeaderError, ImageLock, Qcow2Disk, Qcow2Error,
+    Qcow2Image, write_layer,
+};
 pub use resize::{BlockResizer, ResizeError};
 pub use spec::{ID_LEN, SECTOR_SIZE};
 pub use stop::{BlockWatch, StopCause, StopOn, StopOnWrite};

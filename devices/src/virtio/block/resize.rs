@@ -46,6 +46,17 @@ pub enum ResizeError {
         /// The size of the block device.
         found: u64,
     },
+    /// The disk's format has no way to make it smaller.
+    #[error(
+        "desired_size {desired_size} is below the {size} bytes that the disk has, expected at least those: a qcow2 image is \
+         only made larger"
+    )]
+    Shrink {
+        /// The size asked for.
+        desired_size: u64,
+        /// The size that it has.
+        size: u64,
+    },
     /// The last unit of direct access would not be whole.
     #[error(
         "desired_size {desired_size} is not a multiple of the {unit} that direct access to the disk needs"
