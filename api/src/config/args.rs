@@ -29,8 +29,8 @@ pub struct VmArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
-    /// Firmware to boot instead of a kernel (not supported by this release).
-    #[arg(long, value_name = "PATH", hide = true)]
+    /// Firmware to boot instead of a kernel: an ELF file with a PVH entry, such as CLOUDHV.fd.
+    #[arg(long, value_name = "PATH")]
     pub firmware: Option<PathBuf>,
 
     /// Virtual processors [default: boot=1]. Keys: boot=N, max=M, topology=T:C:D:P (threads per core, cores per die,
@@ -150,7 +150,8 @@ impl VmArgs {
         let default = VmConfig::default();
         let serial = serial.unwrap_or_else(|| SerialConfig::from(ConsoleOutputMode::Tty));
         let has_serial = serial.mode != ConsoleOutputMode::Off;
-        let cmdline = cmdline.or_else(|| has_serial.then(|| DEFAULT_CMDLINE.to_owned()));
+        let speaks = has_serial && firmware.is_none();
+        let cmdline = cmdline.or_else(|| speaks.then(|| DEFAULT_CMDLINE.to_owned()));
         let config = VmConfig {
             payload: PayloadConfig {
                 kernel,

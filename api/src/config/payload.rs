@@ -1,6 +1,6 @@
-//! `--kernel`, `--initramfs`, `--cmdline`: what the machine boots.
+//! `--kernel`, `--initramfs`, `--cmdline`, `--firmware`: what the machine boots.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -16,7 +16,8 @@ const MAX_CMDLINE: usize = 2047;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PayloadConfig {
-    /// File of the kernel: an ELF or a bzImage. Required, unless an open descriptor of it comes with the configuration.
+    /// File of the kernel: an ELF or a bzImage. Required, unless an open descriptor of it comes with the configuration, or
+    /// there is a firmware.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub kernel: Option<PathBuf>,
@@ -28,9 +29,10 @@ pub struct PayloadConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 2047, pattern = "^[\\x01-\\x7F]*$")]
     pub cmdline: Option<String>,
-    /// File of a firmware to boot instead of a kernel. Not supported.
+    /// File of a firmware to boot instead of a kernel: an ELF with a PVH entry, such as Cloud Hypervisor's build of edk2. It
+    /// finds kernel, initial RAM disk and command line on the guest's disks.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub firmware: Option<PathBuf>,
     /// File of an IGVM image to boot instead of a kernel. Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,7 +44,7 @@ pub struct PayloadConfig {
 }
 
 impl Section for PayloadConfig {
-    const UNSUPPORTED: &'static [&'static str] = &["firmware", "igvm", "host_data"];
+    const UNSUPPORTED: &'static [&'static str] = &["igvm", "host_data"];
 
     fn check(&self) -> Result<(), ConfigError> {
         if let Some(kernel) = &self.kernel {
@@ -50,6 +52,10 @@ impl Section for PayloadConfig {
         }
         if let Some(initramfs) = &self.initramfs {
             check_path("initramfs", initramfs)?;
+        }
+        if let Some(firmware) = &self.firmware {
+            check_path("firmware", firmware)?;
+            self.check_alone()?;
         }
         if let Some(cmdline) = &self.cmdline {
             if cmdline.len() > MAX_CMDLINE {
@@ -90,7 +96,13 @@ impl Section for PayloadConfig {
                 }
             }
         }
-        if self.kernel.is_none() && passed(KERNEL) == 0 {
+        if let Some(firmware) = &self.firmware {
+            for field in [KERNEL, INITRAMFS] {
+                if passed(field) > 0 {
+                    return Err(beside_firmware(firmware, field));
+                }
+            }
+        } else if self.kernel.is_none() && passed(KERNEL) == 0 {
             return Err(ConfigError::missing(
                 "kernel",
                 "the path of a kernel (an ELF file or a bzImage), --kernel on the command line",
@@ -98,4 +110,33 @@ impl Section for PayloadConfig {
         }
         Ok(())
     }
+}
+
+impl PayloadConfig {
+    /// Checks that nothing is given that a firmware would not look at.
+    fn check_alone(&self) -> Result<(), ConfigError> {
+        let Self {
+            kernel,
+            initramfs,
+            cmdline,
+            firmware,
+            igvm: _,
+            host_data: _,
+        } = self;
+        let others = [
+            (KERNEL, kernel.is_some()),
+            (INITRAMFS, initramfs.is_some()),
+            ("cmdline", cmdline.is_some()),
+        ];
+        match (firmware, others.into_iter().find(|(_, given)| *given)) {
+            (Some(firmware), Some((field, _))) => Err(beside_firmware(firmware, field)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn beside_firmware(firmware: &Path, field: &str) -> ConfigError {
+    let problem =
+        format!("expected no {field} beside it: a firmware finds what it boots on the disks");
+    ConfigError::invalid("firmware", format!("{firmware:?}"), problem)
 }

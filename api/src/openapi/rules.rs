@@ -137,11 +137,19 @@ pub(super) fn add(schemas: &mut Map<String, Value>) {
 /// A condition of the body of `vm.create`: without descriptors there must be paths. A reply has neither when descriptors
 /// came.
 pub(super) fn create() -> Value {
+    let none = json!({"type": "null"});
     json!({
         "if": {"properties": {"fds": {"maxProperties": 0}}},
         "then": {
             "required": ["payload"],
-            "properties": {"payload": path("kernel"), "disks": {"items": path("path")}},
+            "properties": {
+                "payload": {
+                    "if": path("firmware"),
+                    "then": {"properties": {"kernel": none, "initramfs": none, "cmdline": none}},
+                    "else": path("kernel"),
+                },
+                "disks": {"items": path("path")},
+            },
         },
     })
 }

@@ -131,6 +131,55 @@ pub fn load_kernel<M: GuestMemoryBackend>(
     Err(KernelError::NotAKernel { found })
 }
 
+/// A firmware that cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum FirmwareError {
+    /// Reading the file failed.
+    #[error("the firmware cannot be read")]
+    Read(#[source] io::Error),
+    /// The file is something else.
+    #[error(
+        "the firmware file is {found}; expected an ELF image with a PVH entry, such as Cloud Hypervisor's build of edk2 \
+         (CLOUDHV.fd)"
+    )]
+    NotAFirmware {
+        /// What the file is.
+        found: String,
+    },
+    /// The file is an ELF image that cannot be loaded.
+    #[error("the firmware's ELF image cannot be loaded")]
+    Elf(#[from] ElfError),
+    /// The file is an ELF image without the note that a firmware has.
+    #[error("the firmware's ELF image has no PVH entry")]
+    NoPvhEntry,
+}
+
+/// Puts a firmware into guest memory: an ELF image that is entered at its PVH entry.
+pub fn load_firmware<M: GuestMemoryBackend>(
+    mem: &M,
+    firmware: &mut File,
+) -> Result<LoadedKernel, FirmwareError> {
+    let head = read_head(firmware).map_err(FirmwareError::Read)?;
+    if !elf::is_x86_elf(&head) {
+        let found = identify::describe(firmware).map_err(FirmwareError::Read)?;
+        return Err(FirmwareError::NotAFirmware { found });
+    }
+    let elf = match elf::load(mem, &mut elf::FileSource::new(firmware, 0), &head) {
+        Err(ElfError::No64BitEntry) => return Err(FirmwareError::NoPvhEntry),
+        result => result?,
+    };
+    if elf.protocol != BootProtocol::Pvh {
+        return Err(FirmwareError::NoPvhEntry);
+    }
+    Ok(LoadedKernel {
+        entry: elf.entry,
+        protocol: elf.protocol,
+        end: elf.end,
+        setup_header: None,
+        image: KernelImage::Elf,
+    })
+}
+
 /// The first [`HEAD_LEN`] bytes, or fewer where the file is shorter.
 fn read_head(kernel: &mut File) -> io::Result<Vec<u8>> {
     kernel.seek(SeekFrom::Start(0))?;

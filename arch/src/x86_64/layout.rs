@@ -162,6 +162,8 @@ pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
 /// ACPI reset register, 8 bits.
 pub const RESET_PORT: u16 = 0x602;
+/// Power management timer, 32 bits, where firmware for Cloud Hypervisor expects it; the tables do not name it.
+pub const PM_TIMER_PORT: u16 = 0x608;
 /// Value that resets the machine when written to [`RESET_PORT`].
 pub const RESET_VALUE: u8 = 1;
 /// `SLP_TYP` of soft-off, as `\_S5` names it.

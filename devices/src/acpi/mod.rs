@@ -3,9 +3,11 @@
 
 mod event;
 pub mod hotplug;
+mod pm_timer;
 mod power;
 
 pub use event::{Event, EventDevice};
+pub use pm_timer::{PM_TIMER_LEN, PmTimer};
 pub use power::{POWER_REGISTERS_LEN, Power, RESET_VALUE, SLEEP_TYPE_S5};
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use crate::state::{Persist, Section, StateError};
 
 const KIND: &str = "pci-host-bridge";
 
-/// The host bridge: a generic PCI Express one without BARs.
+/// The host bridge, without BARs. Its numbers are those of Cloud Hypervisor's, by which its firmware knows what machine it
+/// is on.
 #[derive(Debug)]
 pub struct HostBridge {
     config: ConfigSpace,
@@ -17,8 +18,8 @@ impl HostBridge {
     pub fn new() -> Self {
         Self {
             config: ConfigSpace::new(Identity {
-                vendor: 0x1b36,
-                device: 0x0008,
+                vendor: 0x8086,
+                device: 0x0d57,
                 revision: 0,
                 class: 0x06_00_00,
                 subsystem_vendor: 0x1af4,

@@ -1,4 +1,4 @@
-//! Kernel and initramfs: opened once, read again at each start of the guest.
+//! Kernel and initramfs, or firmware: opened once, read again at each start of the guest.
 
 use std::fs::File;
 use std::io;
@@ -49,11 +49,20 @@ pub struct Opened {
     pub path: PathBuf,
 }
 
+/// What is entered first.
+#[derive(Debug)]
+pub enum Image {
+    /// A kernel.
+    Kernel(Opened),
+    /// A firmware, which finds a kernel on the guest's disks.
+    Firmware(Opened),
+}
+
 /// What the guest boots.
 #[derive(Debug)]
 pub struct Payload {
-    /// The kernel.
-    pub kernel: Opened,
+    /// What is entered first.
+    pub image: Image,
     /// The initial RAM disk.
     pub initramfs: Option<Opened>,
     /// The kernel's command line.
@@ -70,12 +79,19 @@ pub fn open(config: &PayloadConfig, descriptors: &Descriptors) -> Result<Payload
         kernel,
         initramfs,
         cmdline,
+        firmware,
         ..
     } = config;
-    let kernel = opened("--kernel", kernel.as_deref(), descriptors.get(KERNEL))?;
     let initramfs = initramfs.as_deref();
+    let image = match opened("--firmware", firmware.as_deref(), &[])? {
+        Some(firmware) => Image::Firmware(firmware),
+        None => {
+            let kernel = opened("--kernel", kernel.as_deref(), descriptors.get(KERNEL))?;
+            Image::Kernel(kernel.ok_or(PayloadError::NoKernel)?)
+        }
+    };
     Ok(Payload {
-        kernel: kernel.ok_or(PayloadError::NoKernel)?,
+        image,
         initramfs: opened("--initramfs", initramfs, descriptors.get(INITRAMFS))?,
         cmdline: cmdline.clone().unwrap_or_default(),
     })

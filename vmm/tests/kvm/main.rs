@@ -4,6 +4,7 @@ mod balloon;
 mod code;
 mod coredump;
 mod defined;
+mod firmware;
 mod gdb;
 mod guest;
 mod hotplug;

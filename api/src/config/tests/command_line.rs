@@ -426,8 +426,28 @@ fn kernel_speaks_on_the_serial_port_unless_it_is_told_something_else() {
 fn a_machine_without_a_kernel_is_refused() {
     insta::assert_snapshot!(from_flags(&[]).unwrap_err(),
         @"payload.kernel is missing: expected the path of a kernel (an ELF file or a bzImage), --kernel on the command line");
-    insta::assert_snapshot!(from_flags(&["--firmware", "/fw"]).unwrap_err(),
-        @r#"payload.firmware is known to the Cloud Hypervisor API but not supported by podvisor: "/fw" was given, only the default (none) is accepted"#);
+}
+
+#[test]
+fn firmware_stands_alone() {
+    let config = from_flags(&["--firmware", "/fw"]).unwrap();
+    assert_eq!(config.payload.firmware.as_deref(), Some("/fw".as_ref()));
+    assert_eq!(config.payload.cmdline, None);
+    for (flag, value) in [
+        ("--kernel", "/k"),
+        ("--initramfs", "/i"),
+        ("--cmdline", "quiet"),
+    ] {
+        let error = from_flags(&["--firmware", "/fw", flag, value]).unwrap_err();
+        let field = flag.trim_start_matches('-');
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "bad value \"/fw\" for payload.firmware: expected no {field} beside it: a firmware finds what it boots on \
+                 the disks"
+            )
+        );
+    }
 }
 
 #[test]

@@ -186,3 +186,33 @@ proptest! {
         let _ = load(&image);
     }
 }
+
+#[test]
+fn firmware_is_entered_by_its_pvh_note_and_by_nothing_else() {
+    let load = |image: &[u8]| load_firmware(&guest(32 << 20), &mut file(image));
+    let image = Elf::new(&[0x90; 0x100]).with_note(0x900, PVH_ENTRY).build();
+    let firmware = load(&image).unwrap();
+    assert_eq!(
+        (firmware.protocol, firmware.entry.0),
+        (BootProtocol::Pvh, PVH_ENTRY.into())
+    );
+    let without = |is_64_bit, machine| Elf {
+        is_64_bit,
+        machine,
+        ..Elf::new(&[0x90; 0x100])
+    };
+    for elf in [without(true, 62), without(false, 3)] {
+        let error = load(&elf.build()).unwrap_err();
+        assert!(matches!(error, FirmwareError::NoPvhEntry), "{error}");
+    }
+    let error = load(b"MZ and no ELF").unwrap_err().to_string();
+    assert!(
+        error.starts_with("the firmware file is a PE/EFI program; expected"),
+        "{error}"
+    );
+    let small = load_firmware(&guest(1 << 20), &mut file(&image)).unwrap_err();
+    assert!(
+        matches!(small, FirmwareError::Elf(ElfError::DoesNotFit { .. })),
+        "{small}"
+    );
+}

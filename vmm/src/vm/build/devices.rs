@@ -8,7 +8,7 @@ use arch::x86_64::acpi::AcpiPci;
 use arch::x86_64::layout::LayoutError;
 use arch::x86_64::{cpuid, layout};
 use devices::acpi::hotplug::{CpuSlots, MemorySlots, PciSlots};
-use devices::acpi::{EventDevice, POWER_REGISTERS_LEN, Power};
+use devices::acpi::{EventDevice, PM_TIMER_LEN, POWER_REGISTERS_LEN, PmTimer, Power};
 use devices::bus::{BusDevice, BusError, SharedDevice};
 use devices::legacy::{BootMark, DebugPort, I8042, PvPanic};
 use devices::pci;
@@ -56,6 +56,9 @@ pub(super) fn add_legacy(
             .pio
             .insert(layout::PVPANIC_PORT.into(), 1, shared(port))?;
     }
+    let timer = PmTimer::new(started);
+    let timer_port = layout::PM_TIMER_PORT.into();
+    buses.pio.insert(timer_port, PM_TIMER_LEN, shared(timer))?;
     let marks = layout::BOOT_MARK;
     buses
         .mmio

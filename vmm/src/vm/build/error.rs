@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use arch::kernel::{InitramfsError, KernelError};
+use arch::kernel::{FirmwareError, InitramfsError, KernelError};
 use arch::x86_64::acpi::AcpiError;
 use arch::x86_64::boot::BootError;
 use arch::x86_64::cpuid::{CpuidError, TopologyError};
@@ -51,6 +51,15 @@ pub enum BuildError {
         /// What is wrong with it.
         #[source]
         source: KernelError,
+    },
+    /// A firmware that cannot be loaded.
+    #[error("--firmware {}", path.display())]
+    Firmware {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: FirmwareError,
     },
     /// An initramfs that cannot be loaded.
     #[error("--initramfs {}", path.display())]
@@ -145,6 +154,7 @@ impl BuildError {
             | Self::Topology(_)
             | Self::Layout(_)
             | Self::Kernel { .. }
+            | Self::Firmware { .. }
             | Self::Initramfs { .. }
             | Self::Boot(_)
             | Self::Pci(_)

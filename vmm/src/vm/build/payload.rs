@@ -1,4 +1,4 @@
-//! Kernel and initramfs, from their files to guest memory.
+//! Kernel and initramfs, or firmware, from their files to guest memory.
 
 use std::fs::File;
 use std::panic;
@@ -11,7 +11,7 @@ use devices::memory::Ram;
 use vm_memory::GuestAddress;
 
 use super::BuildError;
-use crate::wire::payload::{Opened, Payload};
+use crate::wire::payload::{Image, Opened, Payload};
 
 /// What is in guest memory.
 pub(super) struct Loaded {
@@ -64,12 +64,7 @@ impl Loaded {
 }
 
 fn load(payload: &Payload, ram: &Ram, ram_size: u64) -> Result<Loaded, BuildError> {
-    let Opened { file, path } = &payload.kernel;
-    let kernel =
-        arch::kernel::load_kernel(ram, &mut again(file)?).map_err(|source| BuildError::Kernel {
-            path: path.clone(),
-            source,
-        })?;
+    let kernel = load_image(&payload.image, ram)?;
     tracing::debug!(image = ?kernel.image, protocol = ?kernel.protocol, entry = kernel.entry.0, "kernel loaded");
     let Some(Opened { file, path }) = &payload.initramfs else {
         return Ok(Loaded {
@@ -89,6 +84,25 @@ fn load(payload: &Payload, ram: &Ram, ram_size: u64) -> Result<Loaded, BuildErro
         kernel,
         initramfs: Some(initramfs),
     })
+}
+
+fn load_image(image: &Image, ram: &Ram) -> Result<LoadedKernel, BuildError> {
+    match image {
+        Image::Kernel(Opened { file, path }) => {
+            let loaded = arch::kernel::load_kernel(ram, &mut again(file)?);
+            loaded.map_err(|source| BuildError::Kernel {
+                path: path.clone(),
+                source,
+            })
+        }
+        Image::Firmware(Opened { file, path }) => {
+            let loaded = arch::kernel::load_firmware(ram, &mut again(file)?);
+            loaded.map_err(|source| BuildError::Firmware {
+                path: path.clone(),
+                source,
+            })
+        }
+    }
 }
 
 fn again(file: &File) -> Result<File, BuildError> {
