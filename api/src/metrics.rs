@@ -20,6 +20,8 @@ pub struct Metrics {
     pub vsocks: BTreeMap<String, VsockMetrics>,
     /// The balloon, if there is one.
     pub balloon: Option<BalloonMetrics>,
+    /// Consoles and groups of ports by name.
+    pub consoles: BTreeMap<String, ConsoleMetrics>,
     /// CPU time of the whole process, its vCPUs included.
     pub process_cpu_time: Duration,
 }
@@ -162,5 +164,18 @@ pub struct VsockMetrics {
     /// Times that packets had to wait for the guest, by cause, as in `no_buffers`.
     pub waits: BTreeMap<&'static str, u64>,
     /// Packets and buffers of the guest that broke a rule, by cause, as in `malformed`.
+    pub errors: BTreeMap<&'static str, u64>,
+}
+
+/// A console, or a group of ports. Received and sent are as the guest sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsoleMetrics {
+    /// Bytes given to the guest.
+    pub rx_bytes: u64,
+    /// Bytes taken from the guest.
+    pub tx_bytes: u64,
+    /// How often the guest's bytes had to wait for the other end.
+    pub tx_waits: u64,
+    /// Messages and buffers that could not be used, by cause, as in `malformed`.
     pub errors: BTreeMap<&'static str, u64>,
 }

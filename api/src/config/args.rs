@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 
 use super::{
-    BalloonConfig, ConfigError, ConsoleConfig, ConsoleOutputMode, CpusConfig, DiskConfig, FsConfig,
-    MemoryConfig, NetConfig, PayloadConfig, PlatformConfig, RateLimitGroupConfig, RngConfig,
-    SerialConfig, VmConfig, VsockConfig, WatchdogAction,
+    BalloonConfig, ConfigError, ConsoleConfig, ConsoleOutputMode, ConsolePortConfig, CpusConfig,
+    DiskConfig, FsConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig,
+    RateLimitGroupConfig, RngConfig, SerialConfig, VmConfig, VsockConfig, WatchdogAction,
 };
 
-/// What the kernel is told unless it is told something: to speak on the serial port.
+/// What the kernel is told unless it is told something: to speak on the serial port, or on the console if that has the
+/// terminal.
 const DEFAULT_CMDLINE: &str = "console=ttyS0";
+const CONSOLE_CMDLINE: &str = "console=hvc0";
 
 /// The flags that describe a machine, spelled as Cloud Hypervisor spells them. For `#[command(flatten)]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
@@ -25,7 +27,8 @@ pub struct VmArgs {
     #[arg(long, value_name = "PATH")]
     pub initramfs: Option<PathBuf>,
 
-    /// Command line of the kernel [default: console=ttyS0, or nothing with --serial off].
+    /// Command line of the kernel [default: console=ttyS0; console=hvc0 with --console tty;
+    /// nothing with --serial off].
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
@@ -86,13 +89,18 @@ pub struct VmArgs {
     #[arg(long, value_name = "transport=T")]
     pub platform: Option<PlatformConfig>,
 
-    /// Serial port: off, null, tty, pty, file=PATH or socket=PATH [default: tty].
+    /// Serial port: off, null, tty, pty, file=PATH or socket=PATH [default: tty, or null where something else is tty].
     #[arg(long, value_name = "MODE")]
     pub serial: Option<SerialConfig>,
 
-    /// Virtio console: off; other modes are not supported by this release [default: off].
+    /// Virtio console, hvc0 in a Linux guest: off, null, tty, pty, file=PATH or socket=PATH, and id=NAME [default: off].
     #[arg(long, value_name = "MODE")]
     pub console: Option<ConsoleConfig>,
+
+    /// A port between a program of the guest, which opens /dev/virtio-ports/NAME, and one of the host. May be repeated.
+    /// Keys: name=NAME, and null, tty, pty, file=PATH or socket=PATH.
+    #[arg(long, value_name = "name=NAME,...", action = ArgAction::Append, num_args = 1..)]
+    pub console_port: Vec<ConsolePortConfig>,
 
     /// Whether the guest has a device to tell of its panic [default: on].
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on",
@@ -121,8 +129,8 @@ impl VmArgs {
 
     /// The machine that the flags describe, checked.
     ///
-    /// The serial port is on the terminal unless another place is named, and the kernel speaks there unless it gets a
-    /// command line: it is the only console there is, and a person who boots a kernel wants to see it.
+    /// The serial port is on the terminal unless another place is named or something else has the terminal, and the kernel
+    /// speaks there unless it gets a command line: a person who boots a kernel wants to see it.
     ///
     /// # Errors
     /// What is wrong first, with the path of the field.
@@ -144,14 +152,30 @@ impl VmArgs {
             balloon,
             serial,
             console,
+            console_port,
             pvpanic,
             watchdog,
         } = self;
         let default = VmConfig::default();
-        let serial = serial.unwrap_or_else(|| SerialConfig::from(ConsoleOutputMode::Tty));
-        let has_serial = serial.mode != ConsoleOutputMode::Off;
-        let speaks = has_serial && firmware.is_none();
-        let cmdline = cmdline.or_else(|| speaks.then(|| DEFAULT_CMDLINE.to_owned()));
+        let mut console = console.unwrap_or_default();
+        console.ports = (!console_port.is_empty()).then_some(console_port);
+        let console_has_terminal = console.mode == ConsoleOutputMode::Tty;
+        let mut ports = console.ports.iter().flatten();
+        let port_has_terminal = ports.any(|port| port.mode == ConsoleOutputMode::Tty);
+        let serial = serial.unwrap_or_else(|| {
+            SerialConfig::from(if console_has_terminal || port_has_terminal {
+                ConsoleOutputMode::Null
+            } else {
+                ConsoleOutputMode::Tty
+            })
+        });
+        let default_cmdline = match serial.mode {
+            _ if firmware.is_some() => None,
+            _ if console_has_terminal => Some(CONSOLE_CMDLINE),
+            ConsoleOutputMode::Off => None,
+            _ => Some(DEFAULT_CMDLINE),
+        };
+        let cmdline = cmdline.or_else(|| default_cmdline.map(str::to_owned));
         let config = VmConfig {
             payload: PayloadConfig {
                 kernel,
@@ -171,7 +195,7 @@ impl VmArgs {
             platform,
             balloon,
             serial,
-            console: console.unwrap_or_default(),
+            console,
             pvpanic: pvpanic.unwrap_or(default.pvpanic),
             watchdog: watchdog.is_some(),
             watchdog_action: watchdog,

@@ -50,7 +50,7 @@ mod watchdog;
 
 pub use args::VmArgs;
 pub use balloon::BalloonConfig;
-pub use console::{ConsoleConfig, ConsoleOutputMode, DebugConsoleConfig};
+pub use console::{ConsoleConfig, ConsoleOutputMode, ConsolePortConfig, DebugConsoleConfig};
 pub use cpus::{
     CoreScheduling, CpuAffinity, CpuFeatures, CpuProfile, CpuTopology, CpusConfig, MAX_VCPUS,
 };

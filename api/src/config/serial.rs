@@ -17,11 +17,11 @@ use super::{ConfigError, ConsoleOutputMode};
 pub struct SerialConfig {
     /// Where its bytes go to and come from.
     pub mode: ConsoleOutputMode,
-    /// File of mode `File`.
+    /// File of mode `File`. In mode `Pty`, vm.info tells here which pseudo-terminal it is; when given, it means nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub file: Option<PathBuf>,
-    /// Socket of mode `Socket`.
+    /// Socket of mode `Socket`, which is made. It has one client at a time, who sees the last output again.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub socket: Option<PathBuf>,

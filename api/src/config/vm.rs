@@ -42,7 +42,8 @@ pub struct VmConfig {
     pub rng: RngConfig,
     /// Serial port.
     pub serial: SerialConfig,
-    /// Virtio console.
+    /// Virtio console, and ports beside it. There is none by default, unlike in Cloud Hypervisor: the console that every
+    /// kernel finds is the serial port.
     pub console: ConsoleConfig,
     /// Whether the guest has a device to tell of its panic. On by default, unlike in Cloud Hypervisor, so that a
     /// panic is never taken for a shutdown.
@@ -239,6 +240,9 @@ impl VmConfig {
             assign("fs", &mut fs.id);
         }
         assign("rng", &mut self.rng.id);
+        if self.console.mode != ConsoleOutputMode::Off {
+            assign("console", &mut self.console.id);
+        }
         if let Some(vsock) = &mut self.vsock {
             assign("vsock", &mut vsock.id);
         }
@@ -305,6 +309,7 @@ impl VmConfig {
         let fs = self.fs.iter().enumerate();
         let fs = fs.map(|(index, fs)| (format!("fs[{index}].id"), fs.id.as_deref()));
         let rng = std::iter::once(("rng.id".to_owned(), self.rng.id.as_deref()));
+        let console = std::iter::once(("console.id".to_owned(), self.console.id.as_deref()));
         let vsock = self.vsock.iter();
         let vsock = vsock.map(|vsock| ("vsock.id".to_owned(), vsock.id.as_deref()));
         let balloon = self.balloon.iter();
@@ -313,9 +318,38 @@ impl VmConfig {
             .chain(nets)
             .chain(fs)
             .chain(rng)
+            .chain(console)
             .chain(vsock)
             .chain(balloon)
             .filter_map(|(field, id)| Some((field, id?)))
+    }
+}
+
+impl VmConfig {
+    /// Checks that the terminal has one owner.
+    fn check_terminal(&self) -> Result<(), ConfigError> {
+        let ports = self.console.ports.iter().flatten().enumerate();
+        let ports = ports.map(|(index, port)| {
+            let what = format!("the port {}", port.name);
+            (format!("console.ports[{index}].mode"), what, port.mode)
+        });
+        let first = [
+            ("serial.mode", "the serial port", self.serial.mode),
+            ("console.mode", "the console", self.console.mode),
+        ];
+        let first = first.map(|(field, what, mode)| (field.to_owned(), what.to_owned(), mode));
+        let mut owners = first
+            .into_iter()
+            .chain(ports)
+            .filter(|(_, _, mode)| *mode == ConsoleOutputMode::Tty);
+        if let (Some((_, owner, _)), Some((field, _, _))) = (owners.next(), owners.next()) {
+            return Err(ConfigError::invalid(
+                &field,
+                "Tty",
+                format!("expected another mode, as {owner} has the terminal"),
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -395,14 +429,7 @@ impl Section for VmConfig {
                 "expected watchdog=true beside it",
             ));
         }
-        if self.serial.mode == ConsoleOutputMode::Tty && self.console.mode == ConsoleOutputMode::Tty
-        {
-            return Err(ConfigError::invalid(
-                "console.mode",
-                "Tty",
-                "expected another mode, as the serial port has the terminal",
-            ));
-        }
+        self.check_terminal()?;
         part("serial", &self.serial)?;
         part("console", &self.console)?;
         part("debug_console", &self.debug_console)?;

@@ -19,7 +19,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::answer::{Refusal, with_type};
 use crate::metrics::{
-    BackendMetrics, BalloonMetrics, DiskMetrics, Metrics, NetMetrics, VsockMetrics,
+    BackendMetrics, BalloonMetrics, ConsoleMetrics, DiskMetrics, Metrics, NetMetrics, VsockMetrics,
 };
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -178,6 +178,7 @@ impl Collector for Snapshot {
         self.encode_process(encoder)?;
         encode_disks(encoder, &self.0.disks)?;
         encode_nets(encoder, &self.0.nets)?;
+        encode_consoles(encoder, &self.0.consoles)?;
         encode_backends(encoder, &self.0.backends)?;
         encode_vsocks(encoder, &self.0.vsocks)?;
         let balloon = self.0.balloon.as_ref();
@@ -580,4 +581,42 @@ fn encode_vsocks(encoder: &mut DescriptorEncoder<'_>, vsocks: &Vsocks) -> fmt::R
         counter(encoder, (name, help), None, by_cause(vsocks, value))?;
     }
     Ok(())
+}
+
+type Consoles = BTreeMap<String, ConsoleMetrics>;
+
+fn encode_consoles(encoder: &mut DescriptorEncoder<'_>, consoles: &Consoles) -> fmt::Result {
+    type Count = fn(&ConsoleMetrics) -> u64;
+    let counts: [(&str, &str, Option<Unit>, Count); 3] = [
+        (
+            "console_receive",
+            "Bytes given to the guest.",
+            Some(Unit::Bytes),
+            |console| console.rx_bytes,
+        ),
+        (
+            "console_transmit",
+            "Bytes taken from the guest.",
+            Some(Unit::Bytes),
+            |console| console.tx_bytes,
+        ),
+        (
+            "console_transmit_waits",
+            "How often the guest's bytes had to wait for the other end.",
+            None,
+            |console| console.tx_waits,
+        ),
+    ];
+    for (name, help, unit, value) in counts {
+        counter(encoder, (name, help), unit, by_id(consoles, value))?;
+    }
+    counter(
+        encoder,
+        (
+            "console_errors",
+            "Messages and buffers that could not be used, by cause.",
+        ),
+        None,
+        by_cause(consoles, |console| &console.errors),
+    )
 }

@@ -16,14 +16,33 @@ pub(super) fn add(schemas: &mut Map<String, Value>) {
         |field: &str| json!({"required": [field], "properties": {field: {"type": "string"}}});
     let mode = |mode: &str| json!({"required": ["mode"], "properties": {"mode": {"const": mode}}});
     let without = |field: &str| json!({"properties": {field: {"type": "null"}}});
-    let serial = &mut schemas["SerialConfig"];
-    serial["if"] = mode("File");
-    serial["then"] = path("file");
-    serial["then"]["properties"]["socket"] = json!({"type": "null"});
-    serial["else"] = without("file");
-    serial["else"]["if"] = mode("Socket");
-    serial["else"]["then"] = path("socket");
-    serial["else"]["else"] = without("socket");
+    for name in ["SerialConfig", "ConsoleConfig"] {
+        let console = &mut schemas[name];
+        console["if"] = mode("File");
+        console["then"] = path("file");
+        console["then"]["properties"]["socket"] = json!({"type": "null"});
+        console["else"]["if"] = mode("Socket");
+        console["else"]["then"] = path("socket");
+        console["else"]["then"]["properties"]["file"] = json!({"type": "null"});
+        console["else"]["else"] = without("socket");
+        // Where the pseudo-terminal is, as a reply tells it.
+        console["else"]["else"]["if"] = mode("Pty");
+        console["else"]["else"]["else"] = without("file");
+    }
+    let port = &mut schemas["ConsolePortConfig"];
+    port["required"] = json!(["name"]);
+    if let Some(name) = port["properties"]["name"].as_object_mut() {
+        name.remove("default");
+    }
+    port["if"] = json!({"properties": {"mode": {"const": "Socket"}}});
+    port["then"] = path("socket");
+    port["then"]["properties"]["file"] = json!({"type": "null"});
+    port["else"] = without("socket");
+    port["else"]["properties"]["mode"] = json!({"enum": ["File", "Tty", "Pty", "Null"]});
+    port["else"]["if"] = mode("File");
+    port["else"]["then"] = path("file");
+    port["else"]["else"]["if"] = mode("Pty");
+    port["else"]["else"]["else"] = without("file");
 
     // Without a descriptor there must be a path.
     let disk = &mut schemas[ADD_DISK];

@@ -82,7 +82,12 @@ pub const PVH_MEMMAP_MAX: u64 = 64 * KIB;
 /// End of conventional memory; up to [`HIGH_RAM_START`] the guest may not allocate.
 pub const CONVENTIONAL_END: u64 = 0xA_0000;
 /// Reserved area below 1 MiB that may hold ACPI tables when the BIOS area is too small.
-pub const ACPI_OVERFLOW_AREA: AddressRange = AddressRange::new(0xA_0000, 0x4_0000);
+pub const ACPI_OVERFLOW_AREA: AddressRange = AddressRange::new(0xA_0000, 0x3_F000);
+/// Page that holds the generation of the machine and nothing else, as its specification wants it (Virtual Machine Generation
+/// ID, Microsoft, 2018).
+pub const GENERATION_PAGE: AddressRange = AddressRange::new(0xD_F000, 4 * KIB);
+/// The generation: 16 bytes, on an 8-byte boundary. Not at the beginning of the page, where Linux looks for option ROMs.
+pub const GENERATION: AddressRange = AddressRange::new(GENERATION_PAGE.start + 0x28, 16);
 /// BIOS area, where an operating system looks for the RSDP and where the ACPI tables lie.
 pub const ACPI_AREA: AddressRange = AddressRange::new(0xE_0000, 0x1_FFF0);
 /// Where a processor begins after a reset, in the last 16 bytes of the BIOS area.
@@ -152,6 +157,10 @@ pub const I8042_DATA_PORT: u16 = 0x60;
 pub const I8042_COMMAND_PORT: u16 = 0x64;
 /// Index port of the CMOS clock; the data port follows.
 pub const CMOS_PORT: u16 = 0x70;
+/// Number of ports of the CMOS clock.
+pub const CMOS_PORT_COUNT: u8 = 2;
+/// Register of the CMOS clock that holds the century.
+pub const CMOS_CENTURY: u8 = 0x32;
 /// Port for boot marks.
 pub const DEBUG_PORT: u16 = 0x80;
 /// Port of the pvpanic device.
@@ -184,6 +193,8 @@ pub const EVENT_PCI_HOTPLUG: u8 = 1;
 pub const EVENT_CPU_HOTPLUG: u8 = 2;
 /// Bit of the ACPI event register that says that memory came or shall go.
 pub const EVENT_MEMORY_HOTPLUG: u8 = 3;
+/// Bit of the ACPI event register that says that the generation of the machine is another one.
+pub const EVENT_GENERATION: u8 = 4;
 
 /// Address of the registers in virtio-mmio slot `index` and the interrupt of that slot, if there is such a slot.
 pub fn virtio_mmio_slot(index: usize) -> Option<(AddressRange, u32)> {

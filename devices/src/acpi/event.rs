@@ -24,6 +24,8 @@ pub enum Event {
     Cpu,
     /// Memory came, or shall go.
     Memory,
+    /// The machine has another generation: it was restored or copied.
+    Generation,
 }
 
 impl Event {
@@ -34,6 +36,7 @@ impl Event {
             Self::Pci => 1,
             Self::Cpu => 2,
             Self::Memory => 3,
+            Self::Generation => 4,
         }
     }
 }

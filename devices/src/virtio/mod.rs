@@ -7,6 +7,7 @@
 pub mod balloon;
 pub mod block;
 pub mod chain;
+pub mod console;
 mod device;
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;

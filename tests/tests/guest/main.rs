@@ -4,6 +4,8 @@ mod api;
 mod balloon;
 mod block;
 mod boot;
+mod clock;
+mod console;
 mod cpu;
 mod fs;
 mod gdb;

@@ -60,7 +60,7 @@ enum Command {
 }
 
 const EXIT_STATUS: &str = "\
-Escape keys of --serial tty: Ctrl-A x ends the VM, Ctrl-A h lists the others.
+Escape keys of --serial tty and --console tty: Ctrl-A x ends the VM, Ctrl-A h lists the others.
 
 Exit status: 0 guest powered off, 1 VMM failure, 2 bad configuration,
 3 guest panic, 4 KVM not usable, 134 abort.";

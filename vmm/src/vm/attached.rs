@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use api::metrics::{BackendMetrics, BalloonMetrics, DiskMetrics, NetMetrics, VsockMetrics};
+use api::metrics::{
+    BackendMetrics, BalloonMetrics, ConsoleMetrics, DiskMetrics, NetMetrics, VsockMetrics,
+};
 use api::request::{Counters, DeviceNode};
 use devices::memory::MemoryFollower;
 use devices::virtio::balloon::{Balloon, BalloonHandle, BalloonMetrics as BalloonCounters};
 use devices::virtio::block::{
     Block, BlockLimits, BlockMetrics, BlockResizer, BlockWatch, StopCause,
 };
+use devices::virtio::console::{Console, ConsoleMetrics as ConsoleCounters};
 use devices::virtio::fs::Fs;
 use devices::virtio::net::{Net, NetHandle, NetMetrics as NetCounters, PortState, Tap};
 use devices::virtio::vhost_user::{Backend, VhostUserMetrics};
@@ -29,6 +32,7 @@ pub(super) enum Kind {
         limits: BlockLimits,
         watch: Arc<BlockWatch>,
     },
+    Console(Arc<ConsoleCounters>),
     Net {
         metrics: Arc<NetCounters>,
         handle: NetHandle,
@@ -71,6 +75,10 @@ impl Kind {
             Self::VhostUser(backend) => Some(Arc::clone(backend) as Arc<dyn MemoryFollower>),
             _ => None,
         }
+    }
+
+    pub(super) fn console(device: &Console) -> Self {
+        Self::Console(device.metrics())
     }
 
     pub(super) fn vsock(device: &Vsock) -> Self {
@@ -125,6 +133,7 @@ impl AttachedDevices {
                     Kind::Net { .. }
                     | Kind::Vsock(_)
                     | Kind::VhostUser(_)
+                    | Kind::Console(_)
                     | Kind::Balloon { .. }
                     | Kind::Fixed => None,
                 },
@@ -142,6 +151,7 @@ impl AttachedDevices {
                 Kind::Disk { metrics, .. } => disk_counters(metrics),
                 Kind::Net { metrics, .. } => net_counters(metrics),
                 Kind::Vsock(metrics) => vsock_counters(metrics),
+                Kind::Console(metrics) => console_counters(metrics),
                 Kind::VhostUser(backend) => vhost_user_counters(&backend.metrics()),
                 Kind::Balloon { metrics, handle } => balloon::counters(metrics, handle),
                 Kind::Fixed => return None,
@@ -169,6 +179,14 @@ impl AttachedDevices {
     pub(super) fn disks(&self) -> BTreeMap<String, DiskMetrics> {
         let metrics = |(id, device): (&String, &Attached)| match &device.kind {
             Kind::Disk { metrics, .. } => Some((id.clone(), disk_metrics(metrics))),
+            _ => None,
+        };
+        self.0.iter().filter_map(metrics).collect()
+    }
+
+    pub(super) fn consoles(&self) -> BTreeMap<String, ConsoleMetrics> {
+        let metrics = |(id, device): (&String, &Attached)| match &device.kind {
+            Kind::Console(metrics) => Some((id.clone(), console_metrics(metrics))),
             _ => None,
         };
         self.0.iter().filter_map(metrics).collect()
@@ -221,6 +239,30 @@ impl AttachedDevices {
             _ => None,
         };
         self.0.iter().filter_map(metrics).collect()
+    }
+}
+
+fn console_counters(metrics: &ConsoleCounters) -> BTreeMap<String, u64> {
+    named([
+        ("rx_bytes", &metrics.rx_bytes),
+        ("tx_bytes", &metrics.tx_bytes),
+        ("tx_waits", &metrics.tx_waits),
+        ("control_messages", &metrics.control_messages),
+        ("refused_messages", &metrics.refused_messages),
+        ("malformed", &metrics.malformed),
+    ])
+}
+
+fn console_metrics(metrics: &ConsoleCounters) -> ConsoleMetrics {
+    ConsoleMetrics {
+        rx_bytes: get(&metrics.rx_bytes),
+        tx_bytes: get(&metrics.tx_bytes),
+        tx_waits: get(&metrics.tx_waits),
+        errors: causes([
+            ("refused", &metrics.refused_messages),
+            ("malformed", &metrics.malformed),
+            ("broken_ring", &metrics.broken_rings),
+        ]),
     }
 }
 

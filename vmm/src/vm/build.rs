@@ -96,6 +96,7 @@ fn assemble(
     // Devices.
     let buses = Buses::default();
     devices::add_legacy(&buses, notices, config.pvpanic, started)?;
+    devices::add_clock(&buses, ram_size)?;
     let com1_gsi = devices::add_serial(&buses, &interrupts, resources.serial.as_deref())?;
     let events = devices::add_acpi(&buses, &interrupts, notices)?;
     let (transport, bridge) = devices::add_transport(
@@ -147,6 +148,15 @@ fn assemble(
     }
     let rng = &resources.rng;
     machine.attach(rng.id(), rng.device(), Kind::Fixed)?;
+    let console = &resources.console;
+    if let Some(device) = console.console()? {
+        let kind = Kind::console(&device);
+        machine.attach(console.id(), device, kind)?;
+    }
+    if let Some(device) = console.ports()? {
+        let kind = Kind::console(&device);
+        machine.attach("__ports", device, kind)?;
+    }
     if let Some(vsock) = &resources.vsock {
         let device = vsock.device()?;
         let kind = Kind::vsock(&device);
@@ -172,7 +182,8 @@ fn assemble(
         virtio_mmio: machine.transport.acpi_virtio_mmio(),
         com1_gsi,
         pvpanic: config.pvpanic,
-        cmos: false,
+        cmos: true,
+        generation: true,
         hotplug: AcpiHotplug {
             pci_slots: machine.transport.can_hotplug(),
             cpus: config.cpus.max_vcpus > 1,
@@ -180,6 +191,7 @@ fn assemble(
         },
     })?;
     tables.write(ram)?;
+    machine.write_generation(&resources.generation)?;
     reset_vector::write(ram)?;
     let cmdline = &resources.payload.cmdline;
     let loaded = loading.finish()?;

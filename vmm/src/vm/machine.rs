@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use api::metrics::Metrics;
 use api::request::{Counters, DeviceNode};
+use arch::x86_64::layout;
 use devices::acpi::EventDevice;
 use devices::acpi::hotplug::CpuSlots;
 use devices::virtio::Notify;
 use devices::virtio::balloon::BalloonHandle;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryError};
 
 use super::attached::AttachedDevices;
 use super::ram::MachineMemory;
@@ -17,7 +19,8 @@ use super::vcpus::Vcpus;
 use crate::kvm::irq::Interrupts;
 use crate::kvm::vm::Vm;
 use crate::vcpu::Buses;
-use crate::wire::serial::SerialHost;
+use crate::wire::generation::Generation;
+use crate::wire::line::HostLine;
 
 /// Everything that a machine consists of while it lives. Nothing is left of it when this is dropped: no thread, no
 /// descriptor, no memory.
@@ -27,7 +30,7 @@ pub(super) struct Machine {
     pub(super) hold: Hold,
     pub(super) transport: Transport,
     pub(super) attached: AttachedDevices,
-    pub(super) serial: Option<Arc<SerialHost>>,
+    pub(super) serial: Option<Arc<HostLine>>,
     pub(super) events: EventDevice,
     pub(super) cpu_slots: CpuSlots,
     pub(super) buses: Buses,
@@ -101,6 +104,12 @@ impl Machine {
         }
     }
 
+    /// Puts `generation` where the guest finds it.
+    pub(super) fn write_generation(&self, generation: &Generation) -> Result<(), GuestMemoryError> {
+        let memory = self.memory.map.memory();
+        memory.write_slice(generation.bytes(), GuestAddress(layout::GENERATION.start))
+    }
+
     /// The devices, with their places on the PCI bus if they have one.
     pub(super) fn device_tree(&self) -> BTreeMap<String, DeviceNode> {
         self.attached.tree()
@@ -126,6 +135,7 @@ impl Machine {
         metrics.balloon = self.attached.balloon_metrics();
         metrics.disks = self.attached.disks();
         metrics.nets = self.attached.nets();
+        metrics.consoles = self.attached.consoles();
         metrics.backends = self.attached.backends();
         metrics.vsocks = self.attached.vsocks();
     }

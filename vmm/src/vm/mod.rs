@@ -27,5 +27,5 @@ mod vcpus;
 
 pub use control::{Definition, Options, Outcome, RunError, run};
 pub use inbox::{Inbox, Mailbox};
-pub use paused::Paused;
+pub use paused::{GenerationError, Paused};
 pub use running::Running;

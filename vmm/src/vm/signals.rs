@@ -1,4 +1,4 @@
-//! Termination signals as a file descriptor.
+//! Signals as a file descriptor: those that ask the process to end, and the one of a terminal that has another size.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,10 +6,18 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
-/// Signals that ask the process to end.
-const SIGNALS: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
+const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGWINCH];
 
-/// SIGTERM and SIGINT, read instead of taken.
+/// What came since it was last asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// How often the process was asked to end.
+    pub terminations: usize,
+    /// The terminal has another size.
+    pub resized: bool,
+}
+
+/// SIGTERM, SIGINT and SIGWINCH, read instead of taken.
 #[derive(Debug)]
 pub struct Signals {
     file: File,
@@ -63,12 +71,22 @@ impl Signals {
         Ok(Self { file })
     }
 
-    /// How many signals came since the last call.
-    pub fn take(&mut self) -> usize {
+    /// What came since the last call.
+    pub fn take(&mut self) -> Taken {
         const LEN: usize = size_of::<libc::signalfd_siginfo>();
+        const NUMBER: usize = std::mem::offset_of!(libc::signalfd_siginfo, ssi_signo);
         let mut infos = [0; 8 * LEN];
         // It is non-blocking: no signal is an error, and none.
-        self.file.read(&mut infos).map_or(0, |len| len / LEN)
+        let len = self.file.read(&mut infos).unwrap_or(0);
+        let mut taken = Taken::default();
+        for info in infos[..len].chunks_exact(LEN) {
+            if info[NUMBER..].starts_with(&(libc::SIGWINCH as u32).to_ne_bytes()) {
+                taken.resized = true;
+            } else {
+                taken.terminations += 1;
+            }
+        }
+        taken
     }
 }
 
@@ -91,7 +109,11 @@ mod tests {
             let result = unsafe { libc::raise(signal) };
             assert_eq!(result, 0);
         }
-        assert_eq!(signals.take(), 2);
-        assert_eq!(signals.take(), 0);
+        let expected = Taken {
+            terminations: 2,
+            resized: true,
+        };
+        assert_eq!(signals.take(), expected);
+        assert_eq!(signals.take(), Taken::default());
     }
 }

@@ -4,9 +4,12 @@
 //! reboot of the guest builds the next machine of the same resources, whatever has become of the paths.
 
 pub mod balloon;
+pub mod console;
 mod descriptor;
 pub mod disk;
 pub mod fs;
+pub mod generation;
+pub mod line;
 pub mod net;
 pub mod payload;
 pub mod rng;
@@ -14,21 +17,23 @@ pub mod serial;
 pub mod vsock;
 pub mod watchdog;
 
+use std::io;
 use std::sync::Arc;
 
 use api::config::VmConfig;
 use api::event::Events;
 use api::request::Descriptors;
 
+use self::console::{ConsoleError, OpenConsole};
 use self::disk::{DiskError, Groups, OpenDisk};
 use self::fs::{FsError, OpenFs};
+use self::generation::Generation;
+use self::line::{HostLine, LineError, OnEscape};
 use self::net::{NetError, OpenNet};
 use self::payload::{Payload, PayloadError};
 use self::rng::{OpenRng, RngError};
-use self::serial::{SerialError, SerialHost};
 use self::vsock::{OpenVsock, VsockError};
 use self::watchdog::OpenWatchdog;
-use crate::terminal::EscapeAction;
 
 /// Everything that a machine is made of beside KVM and memory.
 pub struct Resources {
@@ -49,21 +54,54 @@ pub struct Resources {
     /// What stays of the watchdog over resets, if there is one.
     pub watchdog: Option<OpenWatchdog>,
     /// The host's side of the serial port, if there is one. The machine that is built has a part in it.
-    pub serial: Option<Arc<SerialHost>>,
+    pub serial: Option<Arc<HostLine>>,
+    /// What tells the guest whether it was copied.
+    pub generation: Generation,
+    /// The host's side of the console and of its ports.
+    pub console: OpenConsole,
 }
 
 impl Resources {
-    /// Starts what moves bytes from and to the host, before the first machine is built. `escape` is called when the
-    /// user types an escape key.
+    /// Starts what moves bytes from and to the host, before the first machine is built. What `escape` makes is called when
+    /// the user types an escape key.
     ///
     /// # Errors
     ///
-    /// The serial port's place on the host refused.
-    pub fn start(&self, escape: Box<dyn Fn(EscapeAction) + Send>) -> Result<(), WireError> {
-        if let Some(serial) = &self.serial {
-            serial.start(escape)?;
-        }
+    /// A line's place on the host refused.
+    pub fn start(&self, escape: impl Fn() -> OnEscape) -> Result<(), WireError> {
+        self.lines().try_for_each(|line| line.start(escape()))?;
         Ok(())
+    }
+
+    /// All lines between the guest and the host.
+    fn lines(&self) -> impl Iterator<Item = &HostLine> {
+        self.serial
+            .as_deref()
+            .into_iter()
+            .chain(self.console.lines())
+    }
+
+    /// The user's terminal may have another size.
+    pub fn look_at_size(&self) {
+        self.lines().for_each(HostLine::look_at_size);
+    }
+
+    /// Adds to `config`, of which the resources were opened, the paths of pseudo-terminals.
+    pub fn tell_ptys(&self, config: &mut VmConfig) {
+        let pty = self.serial.as_ref().and_then(|serial| serial.pty_path());
+        if let Some(path) = pty {
+            config.serial.file = Some(path.to_owned());
+        }
+        let (console, ports) = self.console.ptys();
+        if let Some(path) = console {
+            config.console.file = Some(path.to_owned());
+        }
+        let configs = config.console.ports.iter_mut().flatten();
+        for (port, path) in configs.zip(ports) {
+            if let Some(path) = path {
+                port.file = Some(path.to_owned());
+            }
+        }
     }
 
     /// A machine uses them: what was changed on the host for it stays.
@@ -82,8 +120,9 @@ impl Resources {
     }
 
     /// A way to write out the guest's last words from a panic hook.
-    pub fn flush_on_panic(&self) -> Option<impl Fn() + Send + Sync + 'static> {
-        self.serial.as_ref().map(|serial| serial.flush_on_panic())
+    pub fn flush_on_panic(&self) -> impl Fn() + Send + Sync + 'static {
+        let flushes: Vec<_> = self.lines().map(HostLine::flush_on_panic).collect();
+        move || flushes.iter().for_each(|flush| flush())
     }
 }
 
@@ -110,7 +149,13 @@ pub enum WireError {
     Vsock(#[from] VsockError),
     /// The serial port.
     #[error(transparent)]
-    Serial(#[from] SerialError),
+    Line(#[from] LineError),
+    /// The host has no random bytes for the generation.
+    #[error("cannot draw the generation of the machine")]
+    Generation(#[source] io::Error),
+    /// The console or one of its ports.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
 }
 
 impl WireError {
@@ -118,10 +163,12 @@ impl WireError {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Payload(_) | Self::Disk(_) | Self::Rng(_) => true,
+            Self::Generation(_) => false,
             Self::Net(error) => error.is_configuration(),
             Self::Fs(error) => error.is_configuration(),
             Self::Vsock(error) => error.is_configuration(),
-            Self::Serial(error) => error.is_bad_configuration(),
+            Self::Line(error) => error.is_configuration(),
+            Self::Console(error) => error.is_configuration(),
         }
     }
 }
@@ -158,6 +205,8 @@ pub fn open(
         rng: rng::open(&config.rng)?,
         vsock: config.vsock.as_ref().map(vsock::open).transpose()?,
         watchdog: config.watchdog.then(OpenWatchdog::default),
-        serial: SerialHost::open(&config.serial)?.map(Arc::new),
+        serial: serial::open(&config.serial)?.map(Arc::new),
+        generation: Generation::random().map_err(WireError::Generation)?,
+        console: console::open(&config.console)?,
     })
 }

@@ -155,7 +155,7 @@ impl Built {
         let host = Host::open().unwrap();
         let events = Events::new(setup.options.started);
         let resources = wire::open(&setup.config, &Descriptors::none(), &events).unwrap();
-        resources.start(Box::new(|_| {})).unwrap();
+        resources.start(|| Box::new(|_| {})).unwrap();
         let notices = Arc::new(Notices::new().unwrap());
         let paused =
             build::build(&host, &setup.config, &resources, &notices, Instant::now()).unwrap();

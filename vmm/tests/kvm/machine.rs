@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arch::kernel::BootProtocol;
 use arch::x86_64::boot::BootEntry;
+use arch::x86_64::layout;
 use devices::memory::GuestRam;
 use devices::virtio::{Doorbell, Notify};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
@@ -16,6 +17,7 @@ use vmm::kvm::vcpu::Vcpu;
 use vmm::kvm::vm::Vm;
 use vmm::vcpu::{Buses, VcpuThread};
 use vmm::vm::notices::Notices;
+use vmm::wire::generation::Generation;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::code::{BASE, Code, SCRATCH};
@@ -222,4 +224,32 @@ fn device_event_wakes_whoever_owns_the_machine() {
     eventually("the wake-up", || built.notices.eventfd().read().is_ok());
     assert!(built.notices.take().power_off);
     drop(running);
+}
+
+#[test]
+fn machine_has_a_generation_that_changes_when_it_is_told_to() {
+    let code = route_events(enable_lapic(Code::new())).store32(SCRATCH, 1);
+    let code = wait_for_event(code).store32(SCRATCH, 2).stop();
+    let Built {
+        paused, resources, ..
+    } = Built::new(&Setup::new(code));
+    let generation = |memory: &GuestRam| {
+        let mut bytes = [0; 16];
+        let memory = memory.memory();
+        memory
+            .read_slice(&mut bytes, GuestAddress(layout::GENERATION.start))
+            .unwrap();
+        bytes
+    };
+    assert_eq!(generation(paused.memory()), *resources.generation.bytes());
+    assert_ne!(generation(paused.memory()), [0; 16]);
+    let running = paused.resume();
+    eventually("the setup", || word(running.memory(), SCRATCH) == 1);
+    let paused = running.pause();
+    let next = Generation::random().unwrap();
+    paused.set_generation(&next).unwrap();
+    let running = paused.resume();
+    eventually("the interrupt", || word(running.memory(), SCRATCH) == 2);
+    assert_eq!(generation(running.memory()), *next.bytes());
+    assert_ne!(next, resources.generation);
 }

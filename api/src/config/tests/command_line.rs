@@ -291,8 +291,8 @@ fn keys_known_to_cloud_hypervisor_are_accepted_at_their_default_only() {
         @r#"affinity is known to the Cloud Hypervisor API but not supported by podvisor: [{"host_cpus":[1,3,4],"vcpu":0}] was given, only the default (none) is accepted"#);
     insta::assert_snapshot!(refusal::<NetConfig>("host_mac=02:00:00:00:00:01"),
         @r#"host_mac is known to the Cloud Hypervisor API but not supported by podvisor: "02:00:00:00:00:01" was given, only the default (none) is accepted"#);
-    insta::assert_snapshot!(refusal::<ConsoleConfig>("tty"),
-        @r#"mode is known to the Cloud Hypervisor API but not supported by podvisor: "Tty" was given, only the default ("Off") is accepted"#);
+    insta::assert_snapshot!(refusal::<ConsoleConfig>("tty,iommu=on"),
+        @"iommu is known to the Cloud Hypervisor API but not supported by podvisor: true was given, only the default (false) is accepted");
     assert_eq!("off".parse(), Ok(ConsoleConfig::default()));
 }
 
@@ -407,6 +407,23 @@ fn a_kernel_alone_makes_a_machine_on_the_terminal() {
 }
 
 #[test]
+fn console_takes_the_terminal_from_a_serial_port_that_was_not_asked_for() {
+    let kernel = ["--kernel", "/boot/vmlinuz"];
+    let flags = |flags: &[&'static str]| from_flags(&[&kernel, flags].concat());
+    let config = flags(&["--console", "tty"]).unwrap();
+    assert_eq!(config.serial.mode, ConsoleOutputMode::Null);
+    flags(&["--console", "tty", "--serial", "tty"]).unwrap_err();
+    let config = flags(&["--console-port", "name=a,tty"]).unwrap();
+    assert_eq!(config.serial.mode, ConsoleOutputMode::Null);
+    let config = flags(&["--console-port", "name=a,pty", "name=b,file=/b"]).unwrap();
+    assert_eq!(config.serial.mode, ConsoleOutputMode::Tty);
+    assert_eq!(config.console.mode, ConsoleOutputMode::Off);
+    let ports = config.console.ports.unwrap();
+    let modes: Vec<_> = ports.iter().map(|port| port.mode).collect();
+    assert_eq!(modes, [ConsoleOutputMode::Pty, ConsoleOutputMode::File]);
+}
+
+#[test]
 fn kernel_speaks_on_the_serial_port_unless_it_is_told_something_else() {
     let cmdline = |flags: &[&str]| {
         let flags = [&["--kernel", "/boot/vmlinuz"], flags].concat();
@@ -420,6 +437,14 @@ fn kernel_speaks_on_the_serial_port_unless_it_is_told_something_else() {
     assert_eq!(cmdline(&["--cmdline", "quiet"]).as_deref(), Some("quiet"));
     assert_eq!(cmdline(&["--cmdline", ""]).as_deref(), Some(""));
     assert_eq!(cmdline(&["--serial", "off"]), None);
+    assert_eq!(
+        cmdline(&["--console", "tty"]).as_deref(),
+        Some("console=hvc0")
+    );
+    assert_eq!(
+        cmdline(&["--console", "socket=/c"]).as_deref(),
+        Some("console=ttyS0")
+    );
 }
 
 #[test]

@@ -107,8 +107,8 @@ fn sections_known_to_cloud_hypervisor_are_refused_by_name() {
         @r#"platform.system_uuid is known to the Cloud Hypervisor API but not supported by podvisor: "u" was given, only the default (none) is accepted"#);
     insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "memory": {{"zones": [{{"id": "z"}}]}}}}"#)),
         @r#"memory.zones is known to the Cloud Hypervisor API but not supported by podvisor: [{"id":"z"}] was given, only the default (none) is accepted"#);
-    insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "console": {{"mode": "Tty"}}}}"#)),
-        @r#"console.mode is known to the Cloud Hypervisor API but not supported by podvisor: "Tty" was given, only the default ("Off") is accepted"#);
+    insta::assert_snapshot!(json_refusal(&format!(r#"{{{kernel}, "console": {{"iommu": true}}}}"#)),
+        @"console.iommu is known to the Cloud Hypervisor API but not supported by podvisor: true was given, only the default (false) is accepted");
     let defaults = format!(
         r#"{{{kernel}, "platform": {{"num_pci_segments": 1}}, "debug_console": {{"mode": "Off", "iobase": 233}}}}"#
     );

@@ -364,6 +364,65 @@ fn only_one_console_can_have_the_terminal() {
     config.console.mode = ConsoleOutputMode::Tty;
     insta::assert_snapshot!(config.validate().unwrap_err(),
         @"bad value Tty for console.mode: expected another mode, as the serial port has the terminal");
+    config.serial.mode = ConsoleOutputMode::Null;
+    config.console.ports = Some(vec!["name=first,tty".parse().unwrap()]);
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"bad value Tty for console.ports[0].mode: expected another mode, as the console has the terminal");
+    config.console.mode = ConsoleOutputMode::Off;
+    config.validate().unwrap();
+    let ports = config.console.ports.as_mut().unwrap();
+    ports.push("name=second,tty".parse().unwrap());
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"bad value Tty for console.ports[1].mode: expected another mode, as the port first has the terminal");
+}
+
+#[test]
+fn ports_have_names_of_their_own() {
+    let mut config = bootable();
+    let port: ConsolePortConfig = "name=org.qemu.guest_agent.0,socket=/a".parse().unwrap();
+    assert_eq!(port.mode, ConsoleOutputMode::Socket);
+    config.console.ports = Some(vec![port.clone(), port.clone()]);
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @r#"bad value "org.qemu.guest_agent.0" for console.ports[1].name: expected a name that no other port has"#);
+    let numbered = (0..31).map(|number| ConsolePortConfig {
+        name: number.to_string(),
+        ..port.clone()
+    });
+    config.console.ports = Some(numbered.collect());
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"bad value of 31 ports for console.ports: expected at most 30 ports");
+    config.console.ports.as_mut().unwrap().pop();
+    config.validate().unwrap();
+}
+
+#[test]
+fn port_without_a_name_or_an_end_is_refused() {
+    let refusal = |text: &str| text.parse::<ConsolePortConfig>().unwrap_err();
+    insta::assert_snapshot!(refusal("socket=/a"), @"name is missing: expected name=NAME");
+    insta::assert_snapshot!(refusal("name=a"), @"socket is missing: expected socket=PATH");
+    insta::assert_snapshot!(refusal("name=a/b,pty"),
+        @r#"bad value "a/b" for name: expected 1 to 64 printable ASCII characters without blanks and slashes"#);
+    insta::assert_snapshot!(refusal("name=a,off"),
+        @r#""off": expected one of null, tty, pty, name=VALUE, file=VALUE, socket=VALUE"#);
+    insta::assert_snapshot!(refusal("name=a,pty,socket=/a"), @r#"key "mode" is given more than once"#);
+    let mut config = bootable();
+    config.console.ports = Some(vec![ConsolePortConfig {
+        name: "a".to_owned(),
+        mode: ConsoleOutputMode::Off,
+        ..ConsolePortConfig::default()
+    }]);
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @"bad value Off for console.ports[0].mode: expected Socket, File, Tty, Pty or Null");
+}
+
+#[test]
+fn path_of_a_pty_can_be_given_as_vm_info_tells_it() {
+    let mut config = bootable();
+    config.serial.mode = ConsoleOutputMode::Pty;
+    config.serial.file = Some("/dev/pts/1".into());
+    config.validate().unwrap();
+    config.serial.socket = Some("/x".into());
+    config.validate().unwrap_err();
 }
 
 #[test]

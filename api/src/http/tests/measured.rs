@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::metrics::{
-    BackendMetrics, BalloonMetrics, DiskMetrics, MemoryMetrics, NetMetrics, VcpuMetrics,
-    VsockMetrics,
+    BackendMetrics, BalloonMetrics, ConsoleMetrics, DiskMetrics, MemoryMetrics, NetMetrics,
+    VcpuMetrics, VsockMetrics,
 };
 
 fn metrics() -> Metrics {
@@ -88,6 +88,15 @@ fn metrics() -> Metrics {
                 tx_bytes: 800,
                 waits: BTreeMap::from([("no_buffers", 9)]),
                 errors: BTreeMap::from([("malformed", 10)]),
+            },
+        )]),
+        consoles: BTreeMap::from([(
+            "_console2".to_owned(),
+            ConsoleMetrics {
+                rx_bytes: 7,
+                tx_bytes: 700,
+                tx_waits: 1,
+                errors: BTreeMap::from([("malformed", 3)]),
             },
         )]),
         process_cpu_time: Duration::from_secs(2),

@@ -1,4 +1,5 @@
-//! The DSDT: PCI host bridge or virtio-mmio devices, event device, power button, serial port, pvpanic, soft-off, and what can be plugged in.
+//! The DSDT: PCI host bridge or virtio-mmio devices, event device, power button, serial port, clock, pvpanic, generation,
+//! soft-off, and what can be plugged in.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -15,9 +16,10 @@ use super::{
     hotplug,
 };
 use crate::x86_64::layout::{
-    ACPI_EVENT, AddressRange, COM_PORT_COUNT, COM1_PORT, EVENT_CPU_HOTPLUG, EVENT_MEMORY_HOTPLUG,
-    EVENT_PCI_HOTPLUG, EVENT_POWER_BUTTON, GED_GSI, PCI_CONFIG_PORT, PCI_CONFIG_PORT_COUNT,
-    PVPANIC_PORT, SLEEP_TYPE_S5,
+    ACPI_EVENT, AddressRange, CMOS_PORT, CMOS_PORT_COUNT, COM_PORT_COUNT, COM1_PORT,
+    EVENT_CPU_HOTPLUG, EVENT_GENERATION, EVENT_MEMORY_HOTPLUG, EVENT_PCI_HOTPLUG,
+    EVENT_POWER_BUTTON, GED_GSI, GENERATION, PCI_CONFIG_PORT, PCI_CONFIG_PORT_COUNT, PVPANIC_PORT,
+    SLEEP_TYPE_S5,
 };
 
 /// From revision 2 on, AML integers have 64 bits.
@@ -28,6 +30,9 @@ const EVENT_REGISTER_LEN: u8 = 4;
 const POWER_BUTTON: &str = "\\_SB_.PWRB";
 /// Notification value of a pressed power button (ACPI 6.5, table 5.168).
 const BUTTON_PRESSED: u8 = 0x80;
+const GENERATION_DEVICE: &str = "\\_SB_.VGEN";
+/// Notification value of another generation (Virtual Machine Generation ID, Microsoft, 2018).
+const GENERATION_CHANGED: u8 = 0x80;
 
 /// The DSDT, which names no address of another table.
 pub(super) fn build(config: &AcpiConfig) -> Vec<u8> {
@@ -52,7 +57,13 @@ pub(super) fn build(config: &AcpiConfig) -> Vec<u8> {
         devices.push(hotplug::memory::container(hotplug.memory_slots));
         scans.push((EVENT_MEMORY_HOTPLUG, hotplug::memory::SCAN));
     }
-    devices.push(event_device(&scans));
+    devices.push(event_device(&scans, config.generation));
+    if config.generation {
+        devices.push(generation());
+    }
+    if config.cmos {
+        devices.push(clock());
+    }
     if let Some(gsi) = config.com1_gsi {
         devices.push(serial_port(gsi));
     }
@@ -86,13 +97,19 @@ fn power_button() -> Vec<u8> {
 }
 
 /// The generic event device (ACPI 6.5, section 5.6.9): its interrupt says that the event register has a bit set, and
-/// reading the register clears it. `scans` are the bits beside the power button's, and the methods to call for them.
-fn event_device(scans: &[(u8, &str)]) -> Vec<u8> {
+/// reading the register clears it. `scans` are the bits beside those of the power button and of the generation, and the methods to
+/// call for them.
+fn event_device(scans: &[(u8, &str)], has_generation: bool) -> Vec<u8> {
     let button = Path::new(POWER_BUTTON);
     let mut branches = event_branch(EVENT_POWER_BUTTON, &Notify::new(&button, &BUTTON_PRESSED));
     for (bit, method) in scans {
         let scan = MethodCall::new(Path::new(method), vec![]);
         branches.extend(event_branch(*bit, &scan));
+    }
+    if has_generation {
+        let generation = Path::new(GENERATION_DEVICE);
+        let notify = Notify::new(&generation, &GENERATION_CHANGED);
+        branches.extend(event_branch(EVENT_GENERATION, &notify));
     }
     device(
         "GED_",
@@ -211,6 +228,35 @@ fn serial_port(gsi: u32) -> Vec<u8> {
                     &IO::new(COM1_PORT, COM1_PORT, 1, COM_PORT_COUNT),
                 ]),
             ),
+        ],
+    )
+}
+
+/// A clock without an interrupt: it has no alarm.
+fn clock() -> Vec<u8> {
+    let ports = IO::new(CMOS_PORT, CMOS_PORT, 1, CMOS_PORT_COUNT);
+    device(
+        "RTC_",
+        &[
+            &name("_HID", &EISAName::new("PNP0B00")),
+            &name("_UID", &ZERO),
+            &name("_CRS", &ResourceTemplate::new(vec![&ports])),
+        ],
+    )
+}
+
+/// Where the generation of the machine is (Virtual Machine Generation ID, Microsoft, 2018).
+fn generation() -> Vec<u8> {
+    let low = GENERATION.start as u32;
+    let high = (GENERATION.start >> 32) as u32;
+    device(
+        "VGEN",
+        &[
+            &name("_HID", &"QEMUVGID"),
+            &name("_CID", &"VM_Gen_Counter"),
+            &name("_DDN", &"VM_Gen_Counter"),
+            &name("_UID", &ZERO),
+            &name("ADDR", &Package::new(vec![&low, &high])),
         ],
     )
 }

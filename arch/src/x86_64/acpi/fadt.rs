@@ -5,7 +5,9 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
 use super::aml::to_bytes;
 use super::{AcpiConfig, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::x86_64::layout::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT};
+use crate::x86_64::layout::{
+    CMOS_CENTURY, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+};
 
 /// Bits of `IAPC_BOOT_ARCH` (ACPI 6.5, table 5.11).
 ///
@@ -27,6 +29,9 @@ pub(super) fn build(config: &AcpiConfig, dsdt_addr: u64) -> Vec<u8> {
         .flag(Flags::HwReducedAcpi);
     let cmos = if config.cmos { 0 } else { CMOS_RTC_NOT_PRESENT };
     fadt.iapc_boot_arch = (VGA_NOT_PRESENT | PCIE_ASPM_NOT_SUPPORTED | cmos).into();
+    if config.cmos {
+        fadt.century = CMOS_CENTURY;
+    }
     fadt.reset_reg = byte_port(RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = byte_port(SLEEP_CONTROL_PORT);

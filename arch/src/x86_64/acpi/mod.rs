@@ -93,6 +93,8 @@ pub struct AcpiConfig {
     pub pvpanic: bool,
     /// There is a CMOS clock at [`CMOS_PORT`](super::layout::CMOS_PORT).
     pub cmos: bool,
+    /// The machine tells its generation at [`GENERATION`](super::layout::GENERATION).
+    pub generation: bool,
     /// What can come and go.
     pub hotplug: AcpiHotplug,
 }

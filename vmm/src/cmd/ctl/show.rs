@@ -1,9 +1,9 @@
 //! What the VMM answers, for a person.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use api::config::{ByteSize, ConsoleOutputMode, DiskConfig, NetConfig, SerialConfig};
+use api::config::{ByteSize, ConsoleOutputMode, DiskConfig, NetConfig};
 use api::event::Event;
 use api::request::{Counters, PciDeviceInfo, PingInfo, VmInfo};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -72,7 +72,18 @@ pub(super) fn info(info: &VmInfo) -> String {
     if let Some(cmdline) = &payload.cmdline {
         facts.add_row(["cmdline", cmdline]);
     }
-    facts.add_row(["serial", &serial(&config.serial)]);
+    let line = &config.serial;
+    let serial = line_end(line.mode, &line.file, &line.socket);
+    facts.add_row(["serial", &serial]);
+    let line = &config.console;
+    if line.mode != ConsoleOutputMode::Off {
+        let console = line_end(line.mode, &line.file, &line.socket);
+        facts.add_row(["console", &console]);
+    }
+    for port in line.ports.iter().flatten() {
+        let end = line_end(port.mode, &port.file, &port.socket);
+        facts.add_row(["port", &format!("{} {end}", port.name)]);
+    }
     format!("{}\n\n{}", lines(&facts), devices(info))
 }
 
@@ -97,6 +108,11 @@ fn devices(info: &VmInfo) -> String {
     }
     let rng = &config.rng;
     add(&rng.id, "rng", &rng.src.display().to_string());
+    let console = &config.console;
+    if console.mode != ConsoleOutputMode::Off {
+        let end = line_end(console.mode, &console.file, &console.socket);
+        add(&console.id, "console", &end);
+    }
     lines(&table)
 }
 
@@ -120,13 +136,14 @@ fn net(config: &NetConfig) -> String {
     text
 }
 
-fn serial(config: &SerialConfig) -> String {
-    let path = match config.mode {
-        ConsoleOutputMode::File => &config.file,
-        ConsoleOutputMode::Socket => &config.socket,
+/// The other end of a serial port, a console or a port.
+fn line_end(mode: ConsoleOutputMode, file: &Option<PathBuf>, socket: &Option<PathBuf>) -> String {
+    let path = match mode {
+        ConsoleOutputMode::File | ConsoleOutputMode::Pty => file,
+        ConsoleOutputMode::Socket => socket,
         _ => &None,
     };
-    let mode = format!("{:?}", config.mode).to_lowercase();
+    let mode = format!("{mode:?}").to_lowercase();
     match path {
         Some(path) => format!("{mode} {}", path.display()),
         None => mode,

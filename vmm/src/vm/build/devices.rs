@@ -10,7 +10,7 @@ use arch::x86_64::{cpuid, layout};
 use devices::acpi::hotplug::{CpuSlots, MemorySlots, PciSlots};
 use devices::acpi::{EventDevice, PM_TIMER_LEN, POWER_REGISTERS_LEN, PmTimer, Power};
 use devices::bus::{BusDevice, BusError, SharedDevice};
-use devices::legacy::{BootMark, DebugPort, I8042, PvPanic};
+use devices::legacy::{BootMark, Cmos, DebugPort, I8042, PvPanic};
 use devices::pci;
 use devices::platform::Platform;
 use devices::virtio::transport::mmio::Slots;
@@ -25,7 +25,7 @@ use crate::vm::notices::Notices;
 use crate::vm::ram::{self, Growth, MEMORY_SLOTS};
 use crate::vm::transport::{PciPlaces, Transport};
 use crate::wire::balloon;
-use crate::wire::serial::SerialHost;
+use crate::wire::line::HostLine;
 
 /// Widest guest physical address that a machine uses, however wide the host's are.
 const MAX_PHYS_BITS: u8 = 46;
@@ -65,11 +65,19 @@ pub(super) fn add_legacy(
         .insert(marks.start, marks.len, shared(BootMark::new(started)))
 }
 
+/// Adds the CMOS clock of a guest with `ram_size` bytes of memory.
+pub(super) fn add_clock(buses: &Buses, ram_size: u64) -> Result<(), BusError> {
+    let low = ram_size.min(layout::LOW_RAM_END);
+    let clock = Cmos::new(low, ram_size - low);
+    let (port, len) = (layout::CMOS_PORT.into(), layout::CMOS_PORT_COUNT.into());
+    buses.pio.insert(port, len, shared(clock))
+}
+
 /// Adds the serial port, and tells its interrupt.
 pub(super) fn add_serial(
     buses: &Buses,
     interrupts: &Interrupts,
-    serial: Option<&SerialHost>,
+    serial: Option<&HostLine>,
 ) -> Result<Option<u32>, BuildError> {
     let Some(serial) = serial else {
         return Ok(None);
@@ -80,7 +88,7 @@ pub(super) fn add_serial(
     buses.pio.insert(
         layout::COM1_PORT.into(),
         layout::COM_PORT_COUNT.into(),
-        shared(serial.port(line)),
+        shared(serial.serial_port(line)),
     )?;
     Ok(Some(layout::COM1_GSI))
 }
@@ -271,6 +279,7 @@ mod tests {
         assert_eq!(SLEEP_TYPE_S5, layout::SLEEP_TYPE_S5);
         assert_eq!(RESET_VALUE, layout::RESET_VALUE);
         assert_eq!(Event::PowerButton.bit(), layout::EVENT_POWER_BUTTON);
+        assert_eq!(devices::legacy::CENTURY, layout::CMOS_CENTURY);
         let status = layout::SLEEP_CONTROL_PORT + 1;
         let reset = layout::SLEEP_CONTROL_PORT + 2;
         assert_eq!(layout::SLEEP_STATUS_PORT, status);
@@ -283,6 +292,7 @@ mod tests {
         assert_eq!(Event::Pci.bit(), layout::EVENT_PCI_HOTPLUG);
         assert_eq!(Event::Cpu.bit(), layout::EVENT_CPU_HOTPLUG);
         assert_eq!(Event::Memory.bit(), layout::EVENT_MEMORY_HOTPLUG);
+        assert_eq!(Event::Generation.bit(), layout::EVENT_GENERATION);
 
         assert_eq!(pci::INSERTED, registers::PCI_INSERTED);
         assert_eq!(pci::REMOVING, registers::PCI_REMOVING);

@@ -20,6 +20,7 @@ use vm_memory::GuestMemoryError;
 use crate::kvm::KvmError;
 use crate::kvm::memory::MemoryError;
 use crate::kvm::vcpu::VcpuError;
+use crate::wire::console::ConsoleError;
 use crate::wire::fs::FsError;
 use crate::wire::net::NetError;
 use crate::wire::vsock::VsockError;
@@ -126,6 +127,9 @@ pub enum BuildError {
     /// Sockets that were opened before.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// The console or its ports.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
     /// The device that adds memory.
     #[error("memory.hotplug_size")]
     Mem(#[from] MemError),

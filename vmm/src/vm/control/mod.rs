@@ -170,8 +170,14 @@ impl Control {
                 result => result.map_err(RunError::host("wait for events"))?,
             };
             // Before what the guest does: one that resets without end must not keep them from being heard.
-            for _ in 0..self.signals.take() {
+            let signals = self.signals.take();
+            for _ in 0..signals.terminations {
                 self.terminate()?;
+            }
+            if signals.resized
+                && let Slot::Live(live) = &self.slot
+            {
+                live.resources.look_at_size();
             }
             // One at a time: what the guest did meanwhile is looked at in between.
             if self.outcome.is_none()
@@ -268,15 +274,16 @@ impl Control {
     fn open(&self, definition: &Definition) -> Result<wire::Resources, RunError> {
         let resources = wire::open(&definition.config, &definition.descriptors, &self.events)?;
         let mailbox = self.mailbox.clone();
-        resources.start(Box::new(move |action| match action {
-            EscapeAction::Quit => mailbox.send(Request::ShutdownVmm),
-            EscapeAction::PowerButton => mailbox.send(Request::PowerButton),
-            // Shown where it was typed.
-            EscapeAction::Help => {}
-        }))?;
-        if let Some(flush) = resources.flush_on_panic() {
-            terminal::install_panic_hook(flush);
-        }
+        resources.start(|| {
+            let mailbox = mailbox.clone();
+            Box::new(move |action| match action {
+                EscapeAction::Quit => mailbox.send(Request::ShutdownVmm),
+                EscapeAction::PowerButton => mailbox.send(Request::PowerButton),
+                // Shown where it was typed.
+                EscapeAction::Help => {}
+            })
+        })?;
+        terminal::install_panic_hook(resources.flush_on_panic());
         Ok(resources)
     }
 

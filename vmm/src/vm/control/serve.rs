@@ -161,8 +161,12 @@ impl Control {
             Slot::Defined { definition, .. } => (definition, VmState::Shutdown, None),
             Slot::Live(live) => (&live.definition, live.vm_state(), Some(live.machine())),
         };
+        let mut config = (*definition.config).clone();
+        if let Slot::Live(live) = &self.slot {
+            live.resources.tell_ptys(&mut config);
+        }
         Ok(Reply::Info(Box::new(VmInfo {
-            config: (*definition.config).clone(),
+            config,
             state,
             memory_actual_size: machine.map_or(definition.config.memory.size.bytes(), |machine| {
                 machine.usable_memory()

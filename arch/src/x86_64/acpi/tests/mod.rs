@@ -8,7 +8,10 @@ use proptest::prelude::*;
 use vm_memory::GuestMemoryMmap;
 
 use super::*;
-use crate::x86_64::layout::{COM1_GSI, PCI_ECAM, PCI_ECAM_RESERVED, PCI_MMIO32, virtio_mmio_slot};
+use crate::x86_64::layout::{
+    COM1_GSI, GENERATION, GENERATION_PAGE, PCI_ECAM, PCI_ECAM_RESERVED, PCI_MMIO32,
+    virtio_mmio_slot,
+};
 
 fn config(cpus: u32) -> AcpiConfig {
     AcpiConfig {
@@ -28,6 +31,7 @@ fn config(cpus: u32) -> AcpiConfig {
         com1_gsi: Some(COM1_GSI),
         pvpanic: true,
         cmos: false,
+        generation: true,
         hotplug: AcpiHotplug {
             pci_slots: true,
             cpus: true,
@@ -132,6 +136,29 @@ fn fadt_says_hardware_reduced_and_names_the_registers() {
     };
     let fadt = walk(&AcpiTables::build(&with_cmos).unwrap()).remove(0);
     assert_eq!(fadt[109] & 1 << 5, 0);
+    assert_eq!(fadt[108], 0x32);
+}
+
+#[test]
+fn generation_is_described_by_its_address_and_its_event() {
+    let with = dsdt::build(&config(1));
+    let without = dsdt::build(&AcpiConfig {
+        generation: false,
+        ..config(1)
+    });
+    let has = |dsdt: &[u8], part: &[u8]| dsdt.windows(part.len()).any(|found| found == part);
+    // ADDR: a package of two numbers, the low one a DWord.
+    let address = b"ADDR\x12\x08\x02\x0c\x28\xf0\x0d\x00\x00";
+    assert!(has(&with, address));
+    assert!(has(&with, b"VM_Gen_Counter\0"));
+    assert!(!has(&without, b"VGEN"));
+    // Notify (VGEN, 0x80)
+    assert!(has(&with, b"\x86\\\x2e_SB_VGEN\x0a\x80"));
+    assert_eq!(GENERATION.start % 8, 0);
+    assert!(GENERATION_PAGE.contains(GENERATION.start));
+    for other in [ACPI_AREA, ACPI_OVERFLOW_AREA] {
+        assert!(!GENERATION_PAGE.overlaps(&other));
+    }
 }
 
 #[test]
@@ -261,7 +288,7 @@ fn tables_too_large_for_the_bios_area_go_below_it() {
     walk(&tables);
     assert!(matches!(
         AcpiTables::build(&config(4096)),
-        Err(AcpiError::TooLarge { max: 0x4_0000, .. })
+        Err(AcpiError::TooLarge { max: 0x3_F000, .. })
     ));
 }
 

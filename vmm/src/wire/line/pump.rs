@@ -1,4 +1,4 @@
-//! The serial thread: output to the endpoint, input to the port.
+//! The thread of a line: output to the endpoint, input to the port.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
-use super::line::{BURST, CAPACITY, Line};
-use super::{Receiver, lock, poll};
+use super::output::{BURST, CAPACITY, Output};
+use super::{Kind, Receiver, lock, poll};
 use crate::terminal::{EscapeAction, EscapeFilter, HELP};
 
 /// How long output waits for more to be written with it.
@@ -23,6 +23,8 @@ const READ: usize = 4096;
 const READ_AHEAD: usize = 1 << 20;
 /// Input of a client that has gone; no pty or socket holds more.
 const LAST_INPUT: usize = 512 << 10;
+/// A client that takes nothing for so long stops a console no more.
+const STALL: Duration = Duration::from_secs(1);
 /// How often the clock is looked at while the last output is written.
 const CLOSING_TICK: Duration = Duration::from_millis(50);
 
@@ -34,7 +36,8 @@ pub(super) struct Escape {
 
 /// What the thread owns.
 pub(super) struct Pump {
-    line: Arc<Line>,
+    kind: Kind,
+    line: Arc<Output>,
     receiver: Arc<Mutex<Receiver>>,
     endpoint: Endpoint,
     escape: Option<Escape>,
@@ -53,12 +56,14 @@ pub(super) struct Pump {
 
 impl Pump {
     pub(super) fn new(
-        line: Arc<Line>,
+        kind: Kind,
+        line: Arc<Output>,
         receiver: Arc<Mutex<Receiver>>,
         endpoint: Endpoint,
         escape: Option<Escape>,
     ) -> Self {
         Self {
+            kind,
             line,
             receiver,
             endpoint,
@@ -84,7 +89,7 @@ impl Pump {
                 let complete = self.chunk.is_empty() && self.line.len() == 0;
                 if complete
                     || !self.endpoint.is_connected()
-                    || !Line::may_write(closed, self.progress)
+                    || !Output::may_write(closed, self.progress)
                 {
                     break complete;
                 }
@@ -112,15 +117,20 @@ impl Pump {
                 }
                 let due = *self.due.get_or_insert_with(|| Instant::now() + COALESCE);
                 let left = due.saturating_duration_since(Instant::now());
-                if len < BURST && !closing && !left.is_zero() {
+                let waits = self.kind == Kind::Console && len < BURST && !closing;
+                if waits && !left.is_zero() {
                     return Some(left);
                 }
                 self.due = None;
                 self.line.take(&mut self.chunk, CHUNK);
+                if self.line.take_output_waits() {
+                    self.tell();
+                }
             }
             match self.endpoint.write(&self.chunk[self.written..]) {
                 Ok(count) => {
                     self.progress = Instant::now();
+                    self.line.set_stalled(false);
                     self.written += count;
                     if self.written >= self.chunk.len() {
                         self.chunk.clear();
@@ -130,17 +140,51 @@ impl Pump {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked = true;
-                    return None;
+                    return self.watch_stall();
                 }
-                // What is left of the chunk is for the next client.
                 Err(_) => self.disconnect(),
             }
         }
         Some(Duration::ZERO)
     }
 
-    /// Hands input to the guest, as much as it takes.
+    /// The endpoint takes nothing now. Returns when that has lasted too long, unless it has.
+    fn watch_stall(&self) -> Option<Duration> {
+        if self.kind != Kind::Console {
+            return None;
+        }
+        let left = STALL.saturating_sub(self.progress.elapsed());
+        if left.is_zero() {
+            if self.line.set_stalled(true) {
+                self.tell();
+            }
+            return None;
+        }
+        Some(left)
+    }
+
+    /// Lets the device look at the line.
+    fn tell(&self) {
+        if let Some(input) = &lock(&self.receiver).input {
+            input.changed();
+        }
+    }
+
+    /// Hands input to the guest, as much as it takes. Of one who has gone, nobody in the guest may be there to take it.
     fn deliver(&mut self) {
+        self.hand_over();
+        if self.kind == Kind::Stream {
+            let gone = !self.endpoint.is_connected();
+            if gone && !lock(&self.receiver).is_open() {
+                self.input.clear();
+            }
+            if self.line.set_leftover(gone && !self.input.is_empty()) {
+                self.tell();
+            }
+        }
+    }
+
+    fn hand_over(&mut self) {
         while !self.input.is_empty() {
             // First, so that a receiver that gets room right after it has refused is not missed.
             self.line.set_input_waits(true);
@@ -173,9 +217,12 @@ impl Pump {
         let input = input.filter(|_| wants_input || hangs_up);
         let output = self.endpoint.output().filter(|_| self.blocked);
         let read = if wants_input { libc::POLLIN } else { 0 };
+        // The next client of a stream waits until all of the one before it is delivered.
+        let welcome = self.kind == Kind::Console || self.input.is_empty();
+        let arrivals = self.endpoint.arrivals().filter(|_| welcome);
         let mut entries = [
             poll::entry(Some(self.line.wake_event().as_raw_fd()), libc::POLLIN),
-            poll::entry(raw(self.endpoint.arrivals()), libc::POLLIN),
+            poll::entry(raw(arrivals), libc::POLLIN),
             poll::entry(raw(input), read),
             poll::entry(raw(output), libc::POLLOUT),
         ];
@@ -186,8 +233,7 @@ impl Pump {
             let _ = self.line.wake_event().read();
         }
         if arrivals != 0 {
-            self.endpoint.arrive();
-            self.line.set_connected(self.endpoint.is_connected());
+            self.arrive();
         }
         let gone = hangs_up && input & (libc::POLLHUP | libc::POLLERR) != 0;
         if gone {
@@ -204,6 +250,9 @@ impl Pump {
         let Ok(count @ 1..) = self.endpoint.read(&mut buffer) else {
             return false;
         };
+        if self.endpoint.resizes_silently() {
+            self.look_at_size();
+        }
         let typed = &buffer[..count];
         let Some(Escape { filter, act }) = &mut self.escape else {
             self.input.extend(typed);
@@ -226,9 +275,39 @@ impl Pump {
         while self.input.len() < LAST_INPUT && self.read() {}
     }
 
+    fn look_at_size(&self) {
+        if self.line.set_size(self.endpoint.size()) {
+            self.tell();
+        }
+    }
+
+    fn arrive(&mut self) {
+        self.endpoint.arrive();
+        if !self.endpoint.is_connected() {
+            return;
+        }
+        if self.kind == Kind::Console && self.endpoint.replays() {
+            self.line.replay();
+        }
+        self.progress = Instant::now();
+        self.line.set_size(self.endpoint.size());
+        self.line.set_connected(true);
+        self.tell();
+    }
+
     fn disconnect(&mut self) {
         self.endpoint.disconnect();
-        self.line.set_connected(self.endpoint.is_connected());
+        // Before the line tells that nobody is there: what came with the end is still to be delivered.
+        if self.kind == Kind::Stream && !self.input.is_empty() {
+            self.line.set_leftover(true);
+        }
+        self.line.set_connected(false);
+        // The next client sees it again, or was not meant. Otherwise what is left is for the next one.
+        if self.kind == Kind::Stream || self.endpoint.replays() {
+            self.chunk.clear();
+            self.written = 0;
+        }
+        self.tell();
     }
 }
 

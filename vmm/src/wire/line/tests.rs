@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use devices::bus::BusDevice;
 use devices::legacy::{RECEIVE_FIFO_SIZE, SerialLine};
+use devices::virtio::console::Client;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::line::CAPACITY;
+use super::output::{CAPACITY, REPLAY};
 use super::*;
 use crate::terminal::tests::{is_raw, one_at_a_time, open_pty};
 
@@ -19,31 +20,39 @@ fn interrupt() -> InterruptLine {
     InterruptLine::new(EventFd::new(EFD_NONBLOCK).unwrap())
 }
 
-fn config(mode: ConsoleOutputMode, path: Option<&Path>) -> SerialConfig {
-    let path = path.map(Path::to_owned);
-    SerialConfig {
+/// What is to be opened: a line of `kind`, of which `path` is what the mode needs.
+fn request(kind: Kind, mode: ConsoleOutputMode, path: Option<&Path>) -> LineRequest<'_> {
+    LineRequest {
+        option: "--serial ",
+        what: "the serial port",
+        thread: "serial",
+        kind,
         mode,
-        file: path.clone().filter(|_| mode == ConsoleOutputMode::File),
+        file: path.filter(|_| mode == ConsoleOutputMode::File),
         socket: path.filter(|_| mode == ConsoleOutputMode::Socket),
     }
 }
 
-fn open(mode: ConsoleOutputMode, path: Option<&Path>) -> SerialHost {
-    SerialHost::open(&config(mode, path)).unwrap().unwrap()
+fn config(mode: ConsoleOutputMode, path: Option<&Path>) -> LineRequest<'_> {
+    request(Kind::Console, mode, path)
 }
 
-fn started(host: SerialHost) -> SerialHost {
+fn open(mode: ConsoleOutputMode, path: Option<&Path>) -> HostLine {
+    HostLine::open(&config(mode, path)).unwrap().unwrap()
+}
+
+fn started(host: HostLine) -> HostLine {
     host.start(Box::new(|_| ())).unwrap();
     host
 }
 
-fn on_streams(input: impl Into<OwnedFd>, output: impl Into<OwnedFd>) -> SerialHost {
+fn on_streams(input: impl Into<OwnedFd>, output: impl Into<OwnedFd>) -> HostLine {
     let endpoint = Endpoint::streams(input.into(), output.into()).unwrap();
-    SerialHost::new("tty", Some(endpoint)).unwrap()
+    HostLine::new(&config(ConsoleOutputMode::Tty, None), "tty", Some(endpoint)).unwrap()
 }
 
 /// A running host side with pipes for standard input and output.
-fn on_pipes() -> (SerialHost, PipeWriter, PipeReader) {
+fn on_pipes() -> (HostLine, PipeWriter, PipeReader) {
     let (input, typed) = pipe().unwrap();
     let (shown, output) = pipe().unwrap();
     (started(on_streams(input, output)), typed, shown)
@@ -95,7 +104,7 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 /// CPU time that the serial thread takes while nothing happens for 300 ms.
-fn idle_cpu_time(host: &SerialHost) -> Duration {
+fn idle_cpu_time(host: &HostLine) -> Duration {
     let thread = host.stage().thread.as_ref().unwrap().as_pthread_t();
     let now = || {
         let mut clock = 0;
@@ -121,7 +130,7 @@ const IDLE: Duration = Duration::from_millis(30);
 
 #[test]
 fn mode_off_has_no_serial_port() {
-    let host = SerialHost::open(&config(ConsoleOutputMode::Off, None)).unwrap();
+    let host = HostLine::open(&config(ConsoleOutputMode::Off, None)).unwrap();
     assert!(host.is_none());
 }
 
@@ -129,9 +138,9 @@ fn mode_off_has_no_serial_port() {
 fn mode_null_takes_any_output_without_a_thread() {
     let host = started(open(ConsoleOutputMode::Null, None));
     assert!(host.stage().thread.is_none());
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     send(&mut port, &pattern(2 * CAPACITY));
-    assert_eq!(host.line.len(), 0);
+    assert_eq!(host.output.len(), 0);
     host.finish();
 }
 
@@ -142,7 +151,7 @@ fn file_is_emptied_and_holds_all_output_at_the_end() {
     fs::write(&path, "of an earlier run").unwrap();
     let host = started(open(ConsoleOutputMode::File, Some(&path)));
     let bytes = pattern(3 * CAPACITY);
-    send(&mut host.port(interrupt()), &bytes);
+    send(&mut host.serial_port(interrupt()), &bytes);
     host.finish();
     assert!(fs::read(&path).unwrap() == bytes);
 }
@@ -150,10 +159,10 @@ fn file_is_emptied_and_holds_all_output_at_the_end() {
 #[test]
 fn file_that_cannot_be_opened_is_named_in_the_error() {
     let path = Path::new("/nonexistent/console");
-    let error = SerialHost::open(&config(ConsoleOutputMode::File, Some(path)))
+    let error = HostLine::open(&config(ConsoleOutputMode::File, Some(path)))
         .err()
         .unwrap();
-    assert!(error.is_bad_configuration());
+    assert!(error.is_configuration());
     let text = error.to_string();
     assert_eq!(
         text,
@@ -167,7 +176,7 @@ fn mode_without_its_path_is_refused() {
         (ConsoleOutputMode::File, "file=PATH"),
         (ConsoleOutputMode::Socket, "socket=PATH"),
     ] {
-        let error = SerialHost::open(&config(mode, None)).err().unwrap();
+        let error = HostLine::open(&config(mode, None)).err().unwrap();
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
@@ -175,7 +184,7 @@ fn mode_without_its_path_is_refused() {
 #[test]
 fn output_that_was_not_read_before_the_end_is_in_the_pipe() {
     let (host, _typed, mut shown) = on_pipes();
-    send(&mut host.port(interrupt()), b"Power down.\n");
+    send(&mut host.serial_port(interrupt()), b"Power down.\n");
     host.finish();
     drop(host);
     let mut text = String::new();
@@ -187,7 +196,7 @@ fn output_that_was_not_read_before_the_end_is_in_the_pipe() {
 fn panic_flush_writes_out_what_was_sent() {
     let (host, _typed, shown) = on_pipes();
     let flush = host.flush_on_panic();
-    send(&mut host.port(interrupt()), b"last words");
+    send(&mut host.serial_port(interrupt()), b"last words");
     flush();
     assert_eq!(read_exactly(shown, 10), b"last words");
 }
@@ -195,7 +204,7 @@ fn panic_flush_writes_out_what_was_sent() {
 #[test]
 fn guest_waits_for_a_slow_reader_and_loses_nothing() {
     let (host, _typed, shown) = on_pipes();
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     let bytes = pattern(3 * CAPACITY);
     let (done, is_done) = mpsc::channel();
     let guest = {
@@ -216,7 +225,7 @@ fn guest_waits_for_a_slow_reader_and_loses_nothing() {
 fn paused_guest_does_not_wait_for_room() {
     let (host, _typed, shown) = on_pipes();
     host.pause();
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     let start = Instant::now();
     send(&mut port, &pattern(CAPACITY + (1 << 20)));
     // One wait takes a tenth of a second, and there would be one for each byte.
@@ -227,11 +236,11 @@ fn paused_guest_does_not_wait_for_room() {
 
 #[test]
 fn pause_wakes_a_guest_that_waits() {
-    let line = Arc::new(Line::new().unwrap());
+    let line = Arc::new(Output::new(Kind::Console).unwrap());
     line.set_connected(true);
-    let port = PortLine::new(&line);
+    let port = PortEnd::new(&line);
     for byte in pattern(CAPACITY) {
-        port.transmit(byte);
+        SerialLine::transmit(&port, byte);
     }
     let start = Instant::now();
     port.wait_for_room();
@@ -244,12 +253,12 @@ fn pause_wakes_a_guest_that_waits() {
 
 #[test]
 fn flood_without_a_reader_holds_no_more_than_the_capacity() {
-    let line = Arc::new(Line::new().unwrap());
-    let port = PortLine::new(&line);
+    let line = Arc::new(Output::new(Kind::Console).unwrap());
+    let port = PortEnd::new(&line);
     let bytes = pattern(3 * CAPACITY);
     for byte in &bytes {
         port.wait_for_room();
-        port.transmit(*byte);
+        SerialLine::transmit(&port, *byte);
     }
     let mut kept = Vec::new();
     line.take(&mut kept, usize::MAX);
@@ -268,7 +277,7 @@ fn burst_is_written_in_few_calls() {
     };
     let host = started(on_streams(File::open("/dev/null").unwrap(), output));
     let start = Instant::now();
-    send(&mut host.port(interrupt()), &pattern(2000));
+    send(&mut host.serial_port(interrupt()), &pattern(2000));
     host.finish();
     let millis = start.elapsed().as_millis();
     drop(host);
@@ -285,7 +294,7 @@ fn burst_is_written_in_few_calls() {
 #[test]
 fn end_does_not_wait_for_ever_for_a_reader_that_is_stuck() {
     let (host, _typed, _shown) = on_pipes();
-    send(&mut host.port(interrupt()), &pattern(CAPACITY));
+    send(&mut host.serial_port(interrupt()), &pattern(CAPACITY));
     let start = Instant::now();
     host.finish();
     assert!(start.elapsed() < Duration::from_secs(8));
@@ -295,7 +304,7 @@ fn end_does_not_wait_for_ever_for_a_reader_that_is_stuck() {
 fn output_to_a_reader_that_is_gone_is_thrown_away() {
     let (host, _typed, shown) = on_pipes();
     drop(shown);
-    send(&mut host.port(interrupt()), &pattern(2 * CAPACITY));
+    send(&mut host.serial_port(interrupt()), &pattern(2 * CAPACITY));
     assert!(idle_cpu_time(&host) < IDLE);
     host.finish();
 }
@@ -304,15 +313,15 @@ fn output_to_a_reader_that_is_gone_is_thrown_away() {
 fn output_to_a_full_device_is_thrown_away() {
     let path = Path::new("/dev/full");
     let host = started(open(ConsoleOutputMode::File, Some(path)));
-    send(&mut host.port(interrupt()), &pattern(2 * CAPACITY));
+    send(&mut host.serial_port(interrupt()), &pattern(2 * CAPACITY));
     host.finish();
-    assert_eq!(host.line.len(), 0);
+    assert_eq!(host.output.len(), 0);
 }
 
 #[test]
 fn large_paste_reaches_the_guest_whole() {
     let (host, mut typed, _shown) = on_pipes();
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     let bytes = pattern(100_000);
     let paste = {
         let bytes = bytes.clone();
@@ -325,7 +334,7 @@ fn large_paste_reaches_the_guest_whole() {
 #[test]
 fn input_waits_in_the_pipe_while_the_guest_reads_nothing() {
     let (host, mut typed, _shown) = on_pipes();
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     typed.write_all(&pattern(20_000)).unwrap();
     assert!(idle_cpu_time(&host) < IDLE);
     assert_eq!(receive(&mut port, 20_000), pattern(20_000));
@@ -336,14 +345,14 @@ fn end_of_input_is_not_polled_again() {
     let (host, typed, shown) = on_pipes();
     drop(typed);
     assert!(idle_cpu_time(&host) < IDLE);
-    send(&mut host.port(interrupt()), b"still here");
+    send(&mut host.serial_port(interrupt()), b"still here");
     assert_eq!(read_exactly(shown, 10), b"still here");
 }
 
 #[test]
 fn paused_guest_gets_no_input_until_it_resumes() {
     let (host, mut typed, _shown) = on_pipes();
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     host.pause();
     typed.write_all(b"x").unwrap();
     thread::sleep(Duration::from_millis(50));
@@ -355,9 +364,9 @@ fn paused_guest_gets_no_input_until_it_resumes() {
 #[test]
 fn rebuilt_machine_takes_the_line_over() {
     let (host, mut typed, shown) = on_pipes();
-    let mut old = host.port(interrupt());
+    let mut old = host.serial_port(interrupt());
     send(&mut old, b"1");
-    let mut new = host.port(interrupt());
+    let mut new = host.serial_port(interrupt());
     send(&mut old, b"old");
     send(&mut new, b"2");
     assert_eq!(read_exactly(shown, 2), b"12");
@@ -371,7 +380,7 @@ fn input_before_there_is_a_machine_is_kept() {
     let (host, mut typed, _shown) = on_pipes();
     typed.write_all(b"early").unwrap();
     thread::sleep(Duration::from_millis(20));
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     assert_eq!(receive(&mut port, 5), b"early");
 }
 
@@ -385,7 +394,7 @@ fn raw_terminal_has_an_escape_key_even_if_the_guest_reads_nothing() {
     host.start(Box::new(move |action| actions.send(action).unwrap()))
         .unwrap();
     assert!(is_raw(&terminal));
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     user.write_all(&[b'z'; 4 * RECEIVE_FIFO_SIZE]).unwrap();
     user.write_all(b"\x01p\x01x\x01h\x01\x01\x03").unwrap();
     let wait = Duration::from_secs(10);
@@ -402,7 +411,7 @@ fn raw_terminal_has_an_escape_key_even_if_the_guest_reads_nothing() {
 #[test]
 fn input_that_is_no_terminal_has_no_escape_key() {
     let (host, mut typed, _shown) = on_pipes();
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     typed.write_all(b"\x01x").unwrap();
     assert_eq!(receive(&mut port, 2), b"\x01x");
 }
@@ -431,7 +440,7 @@ fn socket_client_gets_the_last_output_from_before_it_came() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("serial");
     let host = started(open(ConsoleOutputMode::Socket, Some(&path)));
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     let bytes = pattern(2 * CAPACITY);
     send(&mut port, &bytes);
     let mut first = UnixStream::connect(&path).unwrap();
@@ -458,7 +467,7 @@ fn socket_client_that_leaves_at_once_is_heard() {
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(&bytes).unwrap();
     drop(client);
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     assert!(receive(&mut port, bytes.len()) == bytes);
     assert!(idle_cpu_time(&host) < IDLE);
 }
@@ -471,7 +480,7 @@ fn socket_client_that_only_reads_stays() {
     let client = UnixStream::connect(&path).unwrap();
     client.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(idle_cpu_time(&host) < IDLE);
-    send(&mut host.port(interrupt()), b"listen");
+    send(&mut host.serial_port(interrupt()), b"listen");
     assert_eq!(read_exactly(&client, 6), b"listen");
 }
 
@@ -482,10 +491,13 @@ fn stale_socket_is_replaced_and_live_one_refused() {
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
     let host = open(ConsoleOutputMode::Socket, Some(&path));
-    let error = SerialHost::open(&config(ConsoleOutputMode::Socket, Some(&path)))
+    let error = HostLine::open(&config(ConsoleOutputMode::Socket, Some(&path)))
         .err()
         .unwrap();
-    assert!(matches!(error, SerialError::SocketInUse { .. }), "{error}");
+    assert!(
+        matches!(error.fault(), LineFault::SocketInUse { .. }),
+        "{error}"
+    );
     assert!(path.exists());
     drop(host);
 }
@@ -496,20 +508,23 @@ fn socket_path_that_is_a_file_or_too_long_is_refused() {
     let path = directory.path().join("file");
     fs::write(&path, "precious").unwrap();
     let refuse = |path: &Path| {
-        SerialHost::open(&config(ConsoleOutputMode::Socket, Some(path)))
+        HostLine::open(&config(ConsoleOutputMode::Socket, Some(path)))
             .err()
             .unwrap()
     };
-    assert!(matches!(refuse(&path), SerialError::NotASocket { .. }));
+    assert!(matches!(
+        refuse(&path).fault(),
+        LineFault::NotASocket { .. }
+    ));
     assert_eq!(fs::read(&path).unwrap(), b"precious");
     let long = directory.path().join("x".repeat(120));
     assert!(matches!(
-        refuse(&long),
-        SerialError::SocketPathTooLong { max: 107, .. }
+        refuse(&long).fault(),
+        LineFault::SocketPathTooLong { max: 107, .. }
     ));
 }
 
-fn client_of(host: &SerialHost) -> File {
+fn client_of(host: &HostLine) -> File {
     File::options()
         .read(true)
         .write(true)
@@ -520,7 +535,7 @@ fn client_of(host: &SerialHost) -> File {
 #[test]
 fn pty_is_raw_and_survives_its_clients() {
     let host = started(open(ConsoleOutputMode::Pty, None));
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     send(&mut port, b"before");
     assert!(idle_cpu_time(&host) < IDLE);
     for _ in 0..3 {
@@ -541,7 +556,7 @@ fn pty_client_that_leaves_at_once_is_heard() {
     let mut client = client_of(&host);
     client.write_all(b"reboot\n").unwrap();
     drop(client);
-    let mut port = host.port(interrupt());
+    let mut port = host.serial_port(interrupt());
     assert_eq!(receive(&mut port, 7), b"reboot\n");
     assert!(idle_cpu_time(&host) < IDLE);
 }
@@ -549,8 +564,150 @@ fn pty_client_that_leaves_at_once_is_heard() {
 #[test]
 fn end_does_not_wait_for_a_client_that_is_not_there() {
     let host = started(open(ConsoleOutputMode::Pty, None));
-    send(&mut host.port(interrupt()), &pattern(2 * CAPACITY));
+    send(&mut host.serial_port(interrupt()), &pattern(2 * CAPACITY));
     let start = Instant::now();
     host.finish();
     assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn next_client_of_a_socket_sees_the_last_output_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("serial");
+    let host = started(open(ConsoleOutputMode::Socket, Some(&path)));
+    let mut port = host.serial_port(interrupt());
+    let bytes = pattern(REPLAY + 1000);
+    let first = UnixStream::connect(&path).unwrap();
+    send(&mut port, &bytes);
+    assert!(read_exactly(&first, bytes.len()) == bytes);
+    drop(first);
+    let second = UnixStream::connect(&path).unwrap();
+    assert!(read_exactly(&second, REPLAY) == bytes[1000..]);
+    send(&mut port, b"more");
+    assert_eq!(read_exactly(&second, 4), b"more");
+}
+
+#[test]
+fn client_that_left_in_the_middle_costs_the_next_one_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("serial");
+    let host = started(open(ConsoleOutputMode::Socket, Some(&path)));
+    let mut port = host.serial_port(interrupt());
+    let bytes = pattern(CAPACITY);
+    send(&mut port, &bytes);
+    let first = UnixStream::connect(&path).unwrap();
+    read_exactly(&first, 10);
+    drop(first);
+    let second = UnixStream::connect(&path).unwrap();
+    second
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    let mut seen = Vec::new();
+    let _ = (&second).read_to_end(&mut seen);
+    assert!(
+        seen.len() >= REPLAY && bytes.ends_with(&seen),
+        "{} bytes",
+        seen.len()
+    );
+}
+
+/// A stream's line on a socket, its end towards a device that is not there, and the path.
+fn stream(directory: &tempfile::TempDir) -> (HostLine, Arc<dyn PortLine>, PathBuf) {
+    let path = directory.path().join("port");
+    let request = request(Kind::Stream, ConsoleOutputMode::Socket, Some(&path));
+    let host = started(HostLine::open(&request).unwrap().unwrap());
+    let port = host.port();
+    (host, port, path)
+}
+
+#[test]
+fn stream_takes_nothing_while_nobody_is_there_and_forgets_with_its_client() {
+    let directory = tempfile::tempdir().unwrap();
+    let (host, port, path) = stream(&directory);
+    assert_eq!(port.room(), 0);
+    assert_eq!(port.client(), Client::default());
+    let first = UnixStream::connect(&path).unwrap();
+    until("the client is there", || port.room() == CAPACITY);
+    assert!(port.client().present);
+    port.transmit(b"for the first");
+    assert_eq!(read_exactly(&first, 13), b"for the first");
+    // More than its socket takes.
+    let bytes = pattern(CAPACITY);
+    for _ in 0..4 {
+        let room = port.room().min(bytes.len());
+        port.transmit(&bytes[..room]);
+        thread::sleep(Duration::from_millis(10));
+    }
+    drop(first);
+    until("the client is gone", || !port.client().present);
+    assert_eq!(host.output.len(), 0);
+    let second = UnixStream::connect(&path).unwrap();
+    until("the next client is there", || port.room() == CAPACITY);
+    let expected = Client {
+        session: 2,
+        present: true,
+    };
+    assert_eq!(port.client(), expected);
+    port.transmit(b"for the second");
+    assert_eq!(read_exactly(&second, 14), b"for the second");
+}
+
+#[test]
+fn stream_that_is_not_read_fills_up_and_stops() {
+    let directory = tempfile::tempdir().unwrap();
+    let (host, port, path) = stream(&directory);
+    let client = UnixStream::connect(&path).unwrap();
+    until("the client is there", || port.room() > 0);
+    let mut sent = 0;
+    let mut since = Instant::now();
+    // Longer than after which a console goes on without its reader.
+    while since.elapsed() < Duration::from_millis(1500) {
+        let room = port.room();
+        if room > 0 {
+            port.transmit(&pattern(room));
+            sent += room;
+            since = Instant::now();
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(sent < 4 * CAPACITY, "{sent} bytes");
+    assert!(idle_cpu_time(&host) < IDLE);
+    read_exactly(&client, sent);
+    assert_eq!(port.room(), CAPACITY);
+}
+
+#[test]
+fn console_goes_on_without_a_client_that_reads_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("console");
+    let host = started(open(ConsoleOutputMode::Socket, Some(&path)));
+    let port = host.port();
+    assert_eq!(port.room(), usize::MAX);
+    let _client = UnixStream::connect(&path).unwrap();
+    until("the client is there", || port.room() <= CAPACITY);
+    let mut waited = false;
+    until("the client counts as absent", || {
+        let room = port.room();
+        waited |= room == 0;
+        if room <= CAPACITY {
+            port.transmit(&pattern(room));
+        }
+        room == usize::MAX
+    });
+    assert!(waited);
+    assert!(idle_cpu_time(&host) < IDLE);
+}
+
+#[test]
+fn end_of_a_machine_before_is_cut_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let (host, old, path) = stream(&directory);
+    let client = UnixStream::connect(&path).unwrap();
+    until("the client is there", || old.client().present);
+    let new = host.port();
+    assert!(!old.client().present);
+    assert_eq!(old.room(), usize::MAX);
+    old.transmit(b"old");
+    new.transmit(b"new");
+    assert_eq!(read_exactly(&client, 3), b"new");
 }

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::SerialError;
+use super::error::LineFault;
 use super::poll::{self, check};
 
 /// The master side.
@@ -25,9 +25,9 @@ pub(super) struct Pty {
 }
 
 impl Pty {
-    pub(super) fn open() -> Result<Self, SerialError> {
+    pub(super) fn open() -> Result<Self, LineFault> {
         let fail = |action| {
-            move |source| SerialError::Host {
+            move |source| LineFault::Host {
                 mode: "pty",
                 action,
                 source,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
-use super::SerialError;
+use super::error::LineFault;
 use crate::unix_socket::{self, SocketError, SocketFile};
 
 /// The listener, its file, and its client. The next client waits until the one before it has gone.
@@ -20,7 +20,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn listen(path: &Path) -> Result<Self, SerialError> {
+    pub(super) fn listen(path: &Path) -> Result<Self, LineFault> {
         let (listener, file) = unix_socket::listen(path).map_err(failed(path))?;
         listener
             .set_nonblocking(true)
@@ -61,13 +61,13 @@ impl Socket {
         });
         match accepted {
             Ok(client) => {
-                debug!(path = %self.file.path().display(), "serial client connected");
+                debug!(path = %self.file.path().display(), "client connected");
                 self.client = Some(client);
                 self.input_ended = false;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                warn!(%error, "cannot accept a client of the serial port's socket");
+                warn!(path = %self.file.path().display(), %error, "cannot accept a client of a socket");
                 // The client still waits, and the listener is ready at once again. Without a client there is nothing
                 // else to do.
                 std::thread::sleep(Duration::from_millis(200));
@@ -76,19 +76,19 @@ impl Socket {
     }
 
     pub(super) fn disconnect(&mut self) {
-        debug!(path = %self.file.path().display(), "serial client disconnected");
+        debug!(path = %self.file.path().display(), "client disconnected");
         self.client = None;
     }
 }
 
 /// What is wrong with the socket at `path`; made for `map_err`.
-fn failed(path: &Path) -> impl FnOnce(SocketError) -> SerialError {
+fn failed(path: &Path) -> impl FnOnce(SocketError) -> LineFault {
     let path = path.to_owned();
     move |error| match error {
-        SocketError::NotASocket => SerialError::NotASocket { path },
-        SocketError::InUse => SerialError::SocketInUse { path },
-        SocketError::PathTooLong { max, .. } => SerialError::SocketPathTooLong { path, max },
-        SocketError::Host { action, source } => SerialError::Path {
+        SocketError::NotASocket => LineFault::NotASocket { path },
+        SocketError::InUse => LineFault::SocketInUse { path },
+        SocketError::PathTooLong { max, .. } => LineFault::SocketPathTooLong { path, max },
+        SocketError::Host { action, source } => LineFault::Path {
             mode: "socket",
             path,
             action,

@@ -1,8 +1,10 @@
-//! Waiting for descriptors.
+//! Waiting for descriptors, and asking them.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
+
+use devices::virtio::console::WindowSize;
 
 /// A descriptor to wait for, or none: poll(2) passes over a negative descriptor.
 pub(super) fn entry(fd: Option<RawFd>, events: libc::c_short) -> libc::pollfd {
@@ -44,4 +46,21 @@ pub(super) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     } else {
         Ok(result)
     }
+}
+
+/// The size of the terminal behind `fd`, if it is one.
+pub(super) fn window_size(fd: BorrowedFd<'_>) -> Option<WindowSize> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: `size` is a place for one winsize; a descriptor that is no terminal is an error and nothing more.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    (result == 0).then_some(WindowSize {
+        columns: size.ws_col,
+        rows: size.ws_row,
+    })
 }

@@ -1,4 +1,4 @@
-//! What the serial port's bytes go to and come from.
+//! What a line's bytes go to and come from.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use devices::virtio::console::WindowSize;
 use tracing::warn;
 
-use super::SerialError;
-use super::poll;
+use super::error::LineFault;
+use super::poll::{self, window_size};
 use super::pty::Pty;
 use super::socket::Socket;
 
@@ -38,8 +39,8 @@ pub(super) struct Sink {
 
 impl Endpoint {
     /// Standard input and output.
-    pub(super) fn standard() -> Result<Self, SerialError> {
-        let fail = |source| SerialError::Host {
+    pub(super) fn standard() -> Result<Self, LineFault> {
+        let fail = |source| LineFault::Host {
             mode: "tty",
             action: "use standard input and output",
             source,
@@ -76,7 +77,7 @@ impl Endpoint {
     }
 
     /// A file to write to, created or emptied.
-    pub(super) fn file(path: &Path) -> Result<Self, SerialError> {
+    pub(super) fn file(path: &Path) -> Result<Self, LineFault> {
         // Without O_NONBLOCK, the open of a pipe would wait for its reader.
         let file = OpenOptions::new()
             .write(true)
@@ -84,7 +85,7 @@ impl Endpoint {
             .truncate(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
-            .map_err(|source| SerialError::Path {
+            .map_err(|source| LineFault::Path {
                 mode: "file",
                 path: path.to_owned(),
                 action: "open it for writing",
@@ -102,12 +103,12 @@ impl Endpoint {
     }
 
     /// A new pseudo-terminal.
-    pub(super) fn pty() -> Result<Self, SerialError> {
+    pub(super) fn pty() -> Result<Self, LineFault> {
         Pty::open().map(Self::Pty)
     }
 
     /// A listening socket.
-    pub(super) fn socket(path: &Path) -> Result<Self, SerialError> {
+    pub(super) fn socket(path: &Path) -> Result<Self, LineFault> {
         Socket::listen(path).map(Self::Socket)
     }
 
@@ -126,6 +127,40 @@ impl Endpoint {
             Self::Pty(pty) => Some(pty.path()),
             _ => None,
         }
+    }
+
+    /// What has the size of a terminal: the output, if it is one, or the pseudo-terminal.
+    pub(super) fn size(&self) -> Option<WindowSize> {
+        match self {
+            Self::Streams { output, .. } => window_size(output.as_ref()?.file.as_fd()),
+            Self::Pty(pty) => window_size(pty.master().as_fd()),
+            Self::Socket(_) => None,
+        }
+    }
+
+    /// A descriptor of the user's own terminal, whose size changes with a signal.
+    pub(super) fn window(&self) -> Option<OwnedFd> {
+        match self {
+            Self::Streams {
+                output: Some(sink), ..
+            } => {
+                let fd = sink.file.as_fd();
+                window_size(fd)?;
+                fd.try_clone_to_owned().ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether who comes sees what the one before has seen. Whoever opens a pseudo-terminal again is not known to be
+    /// another one.
+    pub(super) fn replays(&self) -> bool {
+        matches!(self, Self::Socket(_))
+    }
+
+    /// Whether the size can be another one without anybody telling.
+    pub(super) fn resizes_silently(&self) -> bool {
+        matches!(self, Self::Pty(_))
     }
 
     /// Whether somebody takes the output. An output that broke takes it, to throw it away.
@@ -270,7 +305,7 @@ impl Sink {
 
     fn lost(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.failed, true) {
-            warn!(%error, "cannot write serial output, it is lost");
+            warn!(%error, "cannot write the guest's output, it is lost");
         }
     }
 }
