@@ -31,7 +31,7 @@ pub(crate) struct Peer {
 
 #[derive(Clone, Copy)]
 enum Kind {
-    Podvisor { bzimage: bool },
+    Podvisor { bzimage: bool, mmio: bool },
     CloudHypervisor { bzimage: bool },
     Firecracker,
     QemuMicrovm,
@@ -51,7 +51,18 @@ pub(crate) fn peers() -> Result<Vec<Peer>> {
     let list = [
         (
             "podvisor",
-            Kind::Podvisor { bzimage: false },
+            Kind::Podvisor {
+                bzimage: false,
+                mmio: false,
+            },
+            Some(podvisor.clone()),
+        ),
+        (
+            "podvisor, mmio",
+            Kind::Podvisor {
+                bzimage: false,
+                mmio: true,
+            },
             Some(podvisor.clone()),
         ),
         (
@@ -64,7 +75,10 @@ pub(crate) fn peers() -> Result<Vec<Peer>> {
         ("qemu q35", Kind::QemuQ35, Some(qemu)),
         (
             "podvisor, bzImage",
-            Kind::Podvisor { bzimage: true },
+            Kind::Podvisor {
+                bzimage: true,
+                mmio: false,
+            },
             Some(podvisor),
         ),
         (
@@ -91,7 +105,7 @@ impl Peer {
     pub(crate) fn command(&self, payload: &Payload, settle: u32) -> Result<Command> {
         let mut command = Command::new(&self.binary);
         let kernel = match self.kind {
-            Kind::Podvisor { bzimage: true } | Kind::CloudHypervisor { bzimage: true } => {
+            Kind::Podvisor { bzimage: true, .. } | Kind::CloudHypervisor { bzimage: true } => {
                 &payload.bzimage
             }
             _ => &payload.vmlinux,
@@ -106,7 +120,10 @@ impl Peer {
             cmdline += &format!(" bench.settle={settle}");
         }
         match self.kind {
-            Kind::Podvisor { .. } => {
+            Kind::Podvisor { mmio, .. } => {
+                if mmio {
+                    command.args(["--platform", "transport=mmio"]);
+                }
                 command.args(["--serial", "null", "--memory", &format!("size={MEMORY}M")]);
                 direct_boot(&mut command, "--", kernel, &payload.initramfs, &cmdline);
             }

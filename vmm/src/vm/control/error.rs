@@ -20,10 +20,10 @@ pub enum RunError {
     Kvm(#[from] NotUsable),
     /// Something that the configuration names could not be opened.
     #[error(transparent)]
-    Wire(#[from] WireError),
+    Wire(Box<WireError>),
     /// The machine could not be built.
     #[error(transparent)]
-    Build(#[from] BuildError),
+    Build(Box<BuildError>),
     /// A vCPU failed.
     #[error("{failure}{}", because(.software))]
     Vcpu {
@@ -55,6 +55,18 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+}
+
+impl From<WireError> for RunError {
+    fn from(error: WireError) -> Self {
+        Self::Wire(Box::new(error))
+    }
+}
+
+impl From<BuildError> for RunError {
+    fn from(error: BuildError) -> Self {
+        Self::Build(Box::new(error))
+    }
 }
 
 fn because(software: &Option<String>) -> String {
