@@ -24,7 +24,7 @@ pub enum FsError {
         tag: String,
         /// What is wrong with it.
         #[source]
-        source: BackendError,
+        source: Box<BackendError>,
     },
     /// The device cannot be made.
     #[error("--fs")]
@@ -35,7 +35,7 @@ impl FsError {
     /// Whether the configuration is at fault, and not the host or the VMM.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Backend { source, .. } => !matches!(source, BackendError::Watch { .. }),
+            Self::Backend { source, .. } => !matches!(**source, BackendError::Watch { .. }),
             Self::Device(_) => true,
         }
     }
@@ -109,7 +109,7 @@ pub fn open(config: &FsConfig, events: &Events) -> Result<OpenFs, FsError> {
     let backend = Backend::connect(peer, needs(config.num_queues), Timeouts::default());
     let backend = backend.map_err(|source| FsError::Backend {
         tag: config.tag.clone(),
-        source,
+        source: Box::new(source),
     })?;
     Ok(OpenFs {
         setup: FsSetup {

@@ -197,7 +197,7 @@ fn fifth_hardware_breakpoint_is_refused() {
 
 #[test]
 fn api_is_served_while_the_debugger_holds_the_guest() {
-    let debugged = Debugged::new(2);
+    let mut debugged = Debugged::new(2);
     // gdb waits for the guest, which is paused by the API and resumed.
     let commands = [
         "info threads",
@@ -207,12 +207,16 @@ fn api_is_served_while_the_debugger_holds_the_guest() {
         "delete",
         "continue",
     ];
-    let refused =
-        |request: Request| matches!(debugged.call(request), Err(ApiError::WrongState { .. }));
-    assert!(refused(Request::Pause));
-    assert!(refused(Request::Resume));
+    for request in [Request::Pause, Request::Resume] {
+        let refused = debugged.call(request);
+        assert!(matches!(refused, Err(ApiError::WrongState { .. })));
+    }
     assert!(debugged.call(Request::Counters).is_ok());
     let gdb = start(&debugged.socket, &commands);
+    eventually("the breakpoint", || {
+        let events = debugged.run.events();
+        events.iter().any(|event| event == "vm breakpoint")
+    });
     eventually("the last continue", || debugged.state() == VmState::Running);
     debugged.call(Request::Pause).unwrap();
     assert_eq!(debugged.state(), VmState::Paused);

@@ -264,16 +264,12 @@ impl Fake {
             return None;
         }
         assert_eq!(len, 12);
-        let mut files: Vec<File> = fds[..count]
-            .iter()
+        let mut files: Vec<File> = Vec::new();
+        for fd in &fds[..count] {
             // SAFETY: the descriptor came with the message, and nobody else has it.
-            .map(|fd| {
-                #[allow(unsafe_code)]
-                unsafe {
-                    File::from_raw_fd(*fd)
-                }
-            })
-            .collect();
+            #[allow(unsafe_code)]
+            files.push(unsafe { File::from_raw_fd(*fd) });
+        }
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
         let (request, flags, size) = (word(0), word(4), word(8));
         let mut body = vec![0; size as usize];
