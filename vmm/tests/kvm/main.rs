@@ -4,6 +4,7 @@ mod balloon;
 mod code;
 mod coredump;
 mod defined;
+mod disk_errors;
 mod firmware;
 mod gdb;
 mod guest;

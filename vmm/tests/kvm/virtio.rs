@@ -16,7 +16,7 @@ use crate::guest::{Built, Setup, eventually, word};
 const CONFIG: u32 = 0xe800_0000 + (1 << 15);
 /// Its BAR, the first in the window.
 const COMMON: u32 = 0xc100_0000;
-const NOTIFY: u32 = COMMON + 0x3000;
+pub(crate) const NOTIFY: u32 = COMMON + 0x3000;
 /// Its registers where there is no PCI bus: the first slot.
 const MMIO: u32 = 0xf800_0000;
 const MMIO_NOTIFY: u32 = MMIO + 0x50;
@@ -25,10 +25,10 @@ const MMIO_STATUS: u32 = MMIO + 0x70;
 const MMIO_PIN: u32 = 5;
 
 const QUEUE_SIZE: u16 = 16;
-const DESCRIPTORS: u32 = 0x30_0000;
-const AVAILABLE: u32 = 0x30_1000;
-const USED: u32 = 0x30_2000;
-const BUFFERS: u32 = 0x31_0000;
+pub(crate) const DESCRIPTORS: u32 = 0x30_0000;
+pub(crate) const AVAILABLE: u32 = 0x30_1000;
+pub(crate) const USED: u32 = 0x30_2000;
+pub(crate) const BUFFERS: u32 = 0x31_0000;
 const BUFFER_LEN: u32 = 64;
 
 /// Set by the guest when the device is its own.
@@ -60,7 +60,8 @@ pub(crate) fn setup(transport: Transport) -> Setup {
     setup
 }
 
-fn start_by_pci(code: Code) -> Code {
+/// Brings the device in slot 1 to DRIVER_OK, with VERSION_1 and its first queue.
+pub(crate) fn start_by_pci(code: Code) -> Code {
     let code = code
         .store32(CONFIG + 4, 0x6) // memory space, bus master
         .store8(COMMON + 0x14, 0) // reset
