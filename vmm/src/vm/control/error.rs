@@ -76,18 +76,6 @@ fn because(software: &Option<String>) -> String {
     }
 }
 
-impl From<WireError> for RunError {
-    fn from(error: WireError) -> Self {
-        Self::Wire(Box::new(error))
-    }
-}
-
-impl From<BuildError> for RunError {
-    fn from(error: BuildError) -> Self {
-        Self::Build(Box::new(error))
-    }
-}
-
 impl RunError {
     /// The exit status that tells this error's kind.
     pub fn exit_status(&self) -> ExitStatus {
