@@ -310,6 +310,14 @@ fn open_macvtaps(
             },
             source,
         })?;
+        // Interfaces of other network namespaces have the same numbers.
+        let mac = tun::mac(&file).map_err(host(format!("read the address of interface {name}")))?;
+        if mac != interface.mac {
+            return Err(NetError::MacvtapElsewhere {
+                name: name.to_owned(),
+                path: path.clone(),
+            });
+        }
         tun::attach(&file, name, config.pairs() > 1)
             .map_err(|source| attach_error(Some(name), source))?;
         usable(file, Some(name))

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -538,6 +539,129 @@ fn link_of_a_deleted_interface_goes_down_and_the_device_goes_on() {
         assert_eq!(queues.len(), 2);
         let again = open.device(silent()).unwrap();
         assert!(!again.handle().is_link_up());
+    });
+}
+
+/// Runs `ip` in the namespace of this thread.
+fn ip(arguments: &str) {
+    let status = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .status()
+        .expect("install it with `apt-get install iproute2`");
+    assert!(status.success(), "ip {arguments}");
+}
+
+#[test]
+fn macvtap_carries_packets_and_its_end_takes_the_link_down() {
+    in_namespace(|| {
+        // A cable with the host's address at one end, and the macvtap on the other.
+        ip("link add up0 type veth peer name down0");
+        ip("address add 10.94.0.1/24 dev up0");
+        ip("link set up0 up");
+        ip("link set down0 up");
+        ip(
+            "link add link down0 name mv0 index 94001 address 02:00:00:00:00:77 type macvtap mode bridge",
+        );
+        let open = net::open(&config("tap=mv0,num_queues=4"), &[]).unwrap();
+        assert_eq!(open.mac(), MacAddr([2, 0, 0, 0, 0, 0x77]));
+        let host = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5000)).unwrap();
+        host.set_broadcast(true).unwrap();
+        host.set_nonblocking(true).unwrap();
+        let mut guest = Guest::new(&open);
+        let mut bytes = [0; 100];
+        let mut len = 0;
+        // The kernel takes its time to find the cable plugged in.
+        wait_until(|| {
+            guest.send(&frame(5000, b"out by a macvtap"));
+            host.recv_from(&mut bytes).is_ok_and(|(count, _)| {
+                len = count;
+                true
+            })
+        });
+        assert_eq!(&bytes[..len], b"out by a macvtap");
+        host.send_to(b"in by a macvtap", (Ipv4Addr::new(10, 94, 0, 255), 6000))
+            .unwrap();
+        guest.receives(b"in by a macvtap");
+        delete("mv0");
+        wait_until(|| !guest.net.handle().is_link_up());
+        guest.send(&frame(5000, b"lost"));
+        drop(guest);
+        let error = failure(&config("tap=down0"));
+        assert!(error.contains("tap=down0 is a veth interface"), "{error}");
+    });
+}
+
+#[test]
+fn macvtap_gets_the_address_of_the_guest_and_no_ip() {
+    in_namespace(|| {
+        ip("link add up0 type veth peer name down0");
+        ip(
+            "link add link down0 name mv0 index 94002 address 02:00:00:00:00:77 type macvtap mode bridge",
+        );
+        let text = failure(&with_address("tap=mv0"));
+        assert!(
+            text.starts_with("--net: tap=mv0 is a macvtap, expected no ip"),
+            "{text}"
+        );
+        let open = net::open(&config("tap=mv0,mac=02:00:00:00:00:99"), &[]).unwrap();
+        assert_eq!(open.mac(), MacAddr([2, 0, 0, 0, 0, 0x99]));
+        drop(open);
+        // What was changed was changed back.
+        let open = net::open(&config("tap=mv0"), &[]).unwrap();
+        assert_eq!(open.mac(), MacAddr([2, 0, 0, 0, 0, 0x77]));
+    });
+}
+
+#[test]
+fn packets_go_to_the_pairs_that_the_guest_uses() {
+    const MQ: u64 = FEATURES | 1 << 17 | 1 << 22;
+    const COMMAND: u64 = 0xc_0000;
+    in_namespace(|| {
+        let open = net::open(&with_address("tap=wide,num_queues=4"), &[]).unwrap();
+        let memory = driver::memory(&[(0, 4 << 20)]);
+        let ring = |at: u64| Ring::new(&memory, 0x1_0000 + at * 0x4000, 256);
+        let mut rings: Vec<Ring> = (0..5).map(ring).collect();
+        let interrupt = Arc::new(CountingInterrupt::default());
+        let mut net = open.device(silent()).unwrap();
+        let given: Vec<&Ring> = rings.iter().collect();
+        net.start(driver::activation(&memory, &given, MQ, &interrupt))
+            .unwrap();
+        // Packets of many flows, and how many of them each pair was given.
+        let flows = |rings: &mut [Ring]| {
+            for at in [0, 2] {
+                for _ in 0..80 {
+                    rings[at].push(&[writable(0x10_0000, 4096)]);
+                }
+                rings[at].kick();
+            }
+            for _ in 0..64 {
+                let host = UdpSocket::bind((HOST, 0)).unwrap();
+                host.set_broadcast(true).unwrap();
+                host.send_to(b"a flow", (Ipv4Addr::new(10, 94, 0, 255), 6000))
+                    .unwrap();
+            }
+            thread::sleep(Duration::from_millis(200));
+            [0, 2].map(|at| std::iter::from_fn(|| rings[at].pop_used()).count())
+        };
+        let set_pairs = |rings: &mut [Ring], count: u8| {
+            let memory = memory.memory();
+            let command = [4, 0, count, 0];
+            memory.write_slice(&command, GuestAddress(COMMAND)).unwrap();
+            rings[4].push(&[readable(COMMAND, 4), writable(COMMAND + 8, 1)]);
+            rings[4].kick();
+            rings[4].wait_used(TIMEOUT).expect("an answer comes");
+            let ack: u8 = memory.read_obj(GuestAddress(COMMAND + 8)).unwrap();
+            assert_eq!(ack, 0);
+        };
+        let [first, second] = flows(&mut rings);
+        assert!(first >= 64 && second == 0, "{first} and {second}");
+        set_pairs(&mut rings, 2);
+        let [first, second] = flows(&mut rings);
+        assert!(first > 0 && second > 0, "{first} and {second}");
+        set_pairs(&mut rings, 1);
+        let [first, second] = flows(&mut rings);
+        assert!(first >= 64 && second == 0, "{first} and {second}");
+        assert_eq!(net.stop().len(), 5);
     });
 }
 

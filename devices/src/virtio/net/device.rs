@@ -1,11 +1,11 @@
 //! The device towards its transport.
 
+mod state;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -13,83 +13,26 @@ use zerocopy::IntoBytes;
 
 use super::backend::{Backend, Offloads, discard};
 use super::control::{Control, Controlled, Settings, use_pairs};
-use super::filter::{Filter, Mac, Rules, Sieve, is_group};
+use super::filter::{Filter, Mac, Rules, Sieve};
 use super::handle::NetHandle;
 use super::handler::{QueuePair, Shared};
-use super::link::{Link, LinkObserver, Port, PortState, Running};
+use super::link::{Link, Port, Running};
 use super::metrics::NetMetrics;
+use super::options::{MAX_PAIRS, NetError, NetOptions, is_station};
 use super::pairs::Pairs;
 use super::rx::{Rx, RxSetup};
 use super::spec::{self, bit};
 use super::tx::Tx;
 use crate::rate_limit::RateLimiter;
-use crate::state::{Persist, Section, StateError};
 use crate::virtio::device::read_fields;
 use crate::virtio::limit::Limit;
 use crate::virtio::{Activation, ActiveQueue, StartError, VirtioDevice, Worker};
 
-const KIND: &str = "virtio-net";
-const VERSION: u16 = 1;
+#[cfg(test)]
+pub(super) use self::state::State;
 
 /// Most packets thrown away when the driver goes: more than a tap keeps by default.
 const MAX_DISCARDED: usize = 4096;
-
-/// Most queue pairs: as many as Linux lets an interface have queues.
-pub const MAX_PAIRS: usize = 256;
-
-/// What a network device cannot be made with.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// There is no queue pair, or there are too many.
-    #[error("{0} ports, expected one for each of 1 to {MAX_PAIRS} queue pairs")]
-    Pairs(usize),
-    /// The queue size is not one that a split ring can have.
-    #[error("queue size is {0}, expected a power of two from 2 to 32768")]
-    QueueSize(u16),
-    /// The MTU is below what a device may report.
-    #[error("mtu is {0}, expected at least 68")]
-    Mtu(u16),
-    /// The address is a group's or nobody's.
-    #[error("mac address is {}, expected that of one station: lowest bit of the first byte 0, not all zero", format_mac(.0))]
-    Mac([u8; 6]),
-    /// The host does not let the queues rest that the driver does not use yet.
-    #[error("cannot set aside the queues of the network interface that are not in use yet")]
-    Queues(#[source] io::Error),
-}
-
-/// What a network device is made with, besides its ports.
-#[derive(Clone)]
-pub struct NetOptions {
-    /// The Ethernet address.
-    pub mac: [u8; 6],
-    /// The MTU that the driver is told, in bytes, if any.
-    pub mtu: Option<u16>,
-    /// The largest size of each queue, in elements.
-    pub queue_size: u16,
-    /// What to leave to the guest and take from it, as far as the port can.
-    pub offloads: Offloads,
-    /// What limits the packets that the guest receives, all queues together. Those that are held back wait in the host's
-    /// interface.
-    pub rx_limiter: Arc<RateLimiter>,
-    /// What limits the packets that the guest sends, all queues together. Those that are held back wait in the ring.
-    pub tx_limiter: Arc<RateLimiter>,
-    /// Whether the link is up from the start, as far as the host's interface is.
-    pub link: bool,
-    /// Told of changes of the host's interface.
-    pub observer: Option<Arc<dyn LinkObserver>>,
-}
-
-impl fmt::Debug for NetOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NetOptions")
-            .field("mac", &format_mac(&self.mac))
-            .field("mtu", &self.mtu)
-            .field("queue_size", &self.queue_size)
-            .field("offloads", &self.offloads)
-            .field("link", &self.link)
-            .finish_non_exhaustive()
-    }
-}
 
 /// The network device (virtio 1.2, section 5.1), with a queue pair for each of its ports, and a control queue.
 pub struct Net<B: Backend> {
@@ -479,127 +422,4 @@ impl<B: Backend> VirtioDevice for Net<B> {
             }
         }
     }
-}
-
-/// What is saved of a device.
-#[derive(Serialize, Deserialize)]
-pub(super) struct State {
-    pub(super) mac: Mac,
-    pub(super) mtu: Option<u16>,
-    /// The host's interface was up.
-    pub(super) port_up: bool,
-    /// The link was wanted up.
-    pub(super) plugged: bool,
-    /// The driver has still to announce itself.
-    pub(super) announces: bool,
-    /// The driver has still to be told of a change of the link.
-    pub(super) link_untold: bool,
-    pub(super) offers_enough: Vec<bool>,
-    pub(super) pairs_in_use: u16,
-    pub(super) rules: Rules,
-    pub(super) settings: Settings,
-}
-
-impl<B: Backend> Persist for Net<B> {
-    fn save(&self) -> Section {
-        let Self {
-            mac,
-            mtu,
-            link,
-            pairs,
-            filter,
-            settings,
-            offers_enough,
-            // Configuration, the same in the device that is restored into.
-            name: _,
-            queue_sizes: _,
-            offloads: _,
-            rx_limiter: _,
-            tx_limiter: _,
-            // Of this host.
-            backends: _,
-            metrics: _,
-            oversized: _,
-            // Stopped, its queues handed back.
-            workers: _,
-            idle: _,
-        } = self;
-        Section::new(
-            KIND,
-            VERSION,
-            &State {
-                mac: *mac,
-                mtu: *mtu,
-                port_up: link.port() == PortState::Up,
-                plugged: link.is_plugged(),
-                announces: link.announces(),
-                link_untold: link.is_untold(),
-                offers_enough: offers_enough.clone(),
-                pairs_in_use: pairs.in_use(),
-                rules: (*filter.rules()).clone(),
-                settings: *settings,
-            },
-        )
-    }
-
-    fn restore(&mut self, section: &Section) -> Result<(), StateError> {
-        let State {
-            mac,
-            mtu,
-            port_up,
-            plugged,
-            announces,
-            link_untold,
-            offers_enough,
-            pairs_in_use,
-            rules,
-            settings,
-        } = section.decode(KIND, VERSION)?;
-        let refuse = |field, value, expected: String| StateError::Field {
-            kind: KIND,
-            field,
-            value,
-            expected,
-        };
-        for (field, mac) in [("mac", mac), ("rules.mac", rules.mac)] {
-            if !is_station(mac) {
-                let expected = "the address of one station".to_owned();
-                return Err(refuse(field, format_mac(&mac), expected));
-            }
-        }
-        if let Some(mtu) = mtu.filter(|mtu| *mtu < spec::MIN_MTU) {
-            return Err(refuse("mtu", mtu.to_string(), "at least 68".to_owned()));
-        }
-        let count = self.pairs.count();
-        if !(1..=count).contains(&pairs_in_use) {
-            let value = pairs_in_use.to_string();
-            return Err(refuse("pairs_in_use", value, format!("1 to {count}")));
-        }
-        if offers_enough.len() != usize::from(count) {
-            let value = format!("{} of them", offers_enough.len());
-            return Err(refuse("offers_enough", value, format!("{count} of them")));
-        }
-        if !rules.is_valid() {
-            let expected = "lists no longer than a device keeps".to_owned();
-            return Err(refuse("rules", "longer lists".to_owned(), expected));
-        }
-        self.mac = mac;
-        self.mtu = mtu;
-        self.link.restore(plugged, port_up, announces, link_untold);
-        self.offers_enough = offers_enough;
-        // The host's interface follows when the device starts.
-        self.pairs.set_in_use(pairs_in_use);
-        self.filter.set(rules);
-        self.settings = settings;
-        Ok(())
-    }
-}
-
-fn is_station(mac: Mac) -> bool {
-    !is_group(mac) && mac != [0; 6]
-}
-
-fn format_mac(mac: &Mac) -> String {
-    let [a, b, c, d, e, f] = mac;
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }

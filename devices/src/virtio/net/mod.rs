@@ -16,6 +16,7 @@ mod handle;
 mod handler;
 mod link;
 mod metrics;
+mod options;
 mod pairs;
 mod posted;
 mod rtnetlink;
@@ -28,8 +29,9 @@ mod tx;
 mod used;
 
 pub use backend::{Backend, Offloads};
-pub use device::{MAX_PAIRS, Net, NetError, NetOptions};
+pub use device::Net;
 pub use handle::NetHandle;
 pub use link::{LinkObserver, PortState};
 pub use metrics::NetMetrics;
+pub use options::{MAX_PAIRS, NetError, NetOptions};
 pub use tap::{Tap, TapError};

@@ -26,7 +26,7 @@ pub(super) enum Verb {
         #[arg(long, value_name = "SIZE")]
         size: ByteSize,
     },
-    /// Change the limits of a disk, or of a group of disks; without LIMITS there are none any more
+    /// Change the limits of a disk, a network or a group of disks; without LIMITS there are none any more
     #[command(
         override_usage = "podvisor ctl --api-socket <PATH> set-rate-limiter <--id|--group> [LIMITS]"
     )]

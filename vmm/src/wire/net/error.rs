@@ -70,6 +70,17 @@ pub enum NetError {
         /// The name as configured.
         name: String,
     },
+    /// The character device is of another interface.
+    #[error(
+        "--net: tap={name} is a macvtap, and {path} is of another one, expected its own device: that of another network \
+         namespace has the same number"
+    )]
+    MacvtapElsewhere {
+        /// The name as configured.
+        name: String,
+        /// The device.
+        path: String,
+    },
     /// The character device of a macvtap cannot be opened.
     #[error("--net: tap={name} is a macvtap, whose device {path} cannot be opened; {advice}")]
     Macvtap {

@@ -28,6 +28,24 @@ pub(super) fn open() -> Result<File, NetError> {
         })
 }
 
+/// The Ethernet address of the interface that `file` is a queue of.
+pub(super) fn mac(file: &File) -> io::Result<[u8; 6]> {
+    // SAFETY: an ifreq is bytes and integers, for which zero is a value.
+    #[allow(unsafe_code)]
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: SIOCGIFHWADDR writes an ifreq.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: SIOCGIFHWADDR filled the address.
+    #[allow(unsafe_code)]
+    let address = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+    let [a, b, c, d, e, f, ..] = address.map(|byte| byte.cast_unsigned());
+    Ok([a, b, c, d, e, f])
+}
+
 /// Attaches `file` to a queue of the tap called `name`, which is made if it does not exist. In a new name, `%d` becomes a
 /// number. A tap with `multi_queue` has a queue for each file that is attached. A macvtap takes no name, and its flags alone.
 pub(super) fn attach(file: &File, name: &str, multi_queue: bool) -> io::Result<()> {
