@@ -181,7 +181,7 @@ impl Cmos {
         if self.status_b & BINARY != 0 {
             number
         } else {
-            (number / 10) << 4 | number % 10
+            ((number / 10) << 4) | (number % 10)
         }
     }
 

@@ -52,6 +52,9 @@ pub struct NamedPort {
     pub line: Arc<dyn PortLine>,
 }
 
+/// The end of a port on the host, and its name. A console has none, and nobody may be there.
+type End = (Option<String>, Option<Arc<dyn PortLine>>);
+
 /// A console device (virtio 1.2, section 5.3).
 pub struct Console {
     name: String,
@@ -115,7 +118,7 @@ impl Console {
     fn new(
         name: String,
         features: u64,
-        ports: Vec<(Option<String>, Option<Arc<dyn PortLine>>)>,
+        ports: Vec<End>,
         queues: usize,
     ) -> Result<Self, ConsoleError> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ConsoleError::Eventfd)?;

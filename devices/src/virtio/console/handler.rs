@@ -283,10 +283,7 @@ pub(super) fn work(
     let mut chains = queue.size();
     'turn: loop {
         queue.disable_notification(&**memory)?;
-        loop {
-            let Some(chain) = queue.iter(&**memory)?.next() else {
-                break;
-            };
+        while let Some(chain) = queue.iter(&**memory)?.next() {
             let head = chain.head_index();
             let turn = buffers
                 .load(memory, chain)

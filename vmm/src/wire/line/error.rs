@@ -9,7 +9,8 @@ use std::path::PathBuf;
 #[derive(Debug)]
 pub struct LineError {
     option: String,
-    fault: LineFault,
+    /// Apart, as results that carry it are common and faults are not.
+    fault: Box<LineFault>,
 }
 
 impl LineError {
@@ -17,13 +18,13 @@ impl LineError {
     pub(super) fn new(option: &str, fault: LineFault) -> Self {
         Self {
             option: option.to_owned(),
-            fault,
+            fault: Box::new(fault),
         }
     }
 
     /// Whether another value of the option would mend it. Otherwise the host is at fault.
     pub fn is_configuration(&self) -> bool {
-        match self.fault {
+        match *self.fault {
             LineFault::PathMissing { .. }
             | LineFault::Path { .. }
             | LineFault::NotASocket { .. }

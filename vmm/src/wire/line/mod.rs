@@ -121,7 +121,7 @@ impl HostLine {
                 .ok_or(LineFault::PathMissing { mode })
         };
         let open = || {
-            Ok(match request.mode {
+            Ok(Some(match request.mode {
                 ConsoleOutputMode::Off => return Ok(None),
                 ConsoleOutputMode::Null => ("null", None),
                 ConsoleOutputMode::Tty => ("tty", Some(Endpoint::standard()?)),
@@ -142,8 +142,7 @@ impl HostLine {
                     let path = path("socket", request.socket)?;
                     ("socket", Some(Endpoint::socket(&path)?))
                 }
-            })
-            .map(Some)
+            }))
         };
         open()
             .and_then(|opened| {
