@@ -230,10 +230,7 @@ fn api_is_served_while_the_debugger_holds_the_guest() {
     );
     // There is nothing to be debugged now.
     let text = debugged.gdb(&[]);
-    assert!(
-        text.contains("closed") || text.contains("not responding"),
-        "{text}"
-    );
+    assert!(!text.contains(" in ?? ()"), "{text}");
     debugged.run.mailbox.send(Request::ShutdownVmm);
     debugged.run.wait().unwrap();
     drop(debugged.setup);
