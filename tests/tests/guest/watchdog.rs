@@ -14,6 +14,7 @@ const LIMIT: u64 = 10;
 fn start(flag: &str) -> Result<(Shell, Api)> {
     let guest = Guest::new()
         .kernel(assets::general_kernel()?)
+        .file(&assets::general_module("drivers/watchdog/watchdog.ko")?)?
         .file(&assets::general_module("drivers/watchdog/i6300esb.ko")?)?
         .memory("size=192M")
         .arg(flag);
@@ -24,7 +25,7 @@ fn start(flag: &str) -> Result<(Shell, Api)> {
 }
 
 fn load(shell: &mut Shell) -> Result<()> {
-    shell.run("insmod /i6300esb.ko")?;
+    shell.run("insmod /watchdog.ko && insmod /i6300esb.ko")?;
     shell.run_until("ls /dev/watchdog0", "/dev/watchdog0")
 }
 
