@@ -25,6 +25,7 @@ UNSAID = re.compile(
     r"|together with size"
     r"|for queue_affinity: "
     r"|rate_limit_group"
+    r"|payload\.boot_disk"
     r"|for (desired_)?balloon\b"
 )
 

@@ -1,7 +1,7 @@
 //! One file as a cpio archive, for appending to an initramfs.
 
 /// An archive (the kernel's "newc" format) that holds `contents` at `/name`, padded to 4 bytes.
-pub(crate) fn one_file(name: &str, contents: &[u8]) -> Vec<u8> {
+pub fn one_file(name: &str, contents: &[u8]) -> Vec<u8> {
     let mut archive = Vec::new();
     entry(&mut archive, name, 0o100_755, contents);
     entry(&mut archive, "TRAILER!!!", 0, &[]);

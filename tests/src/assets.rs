@@ -64,6 +64,11 @@ pub fn tools() -> Result<PathBuf> {
     cached("tools.img")
 }
 
+/// A disk with a Debian that cloud-init sets up, whose next kernel waits in `/upgrade`.
+pub fn debian() -> Result<PathBuf> {
+    cached("debian.img")
+}
+
 /// A Python interpreter that has what `tests/requirements.txt` lists.
 pub fn python() -> Result<PathBuf> {
     let environment = cache().join("python");

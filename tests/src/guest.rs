@@ -39,6 +39,8 @@ enum Kernel {
     Debian,
     File(PathBuf),
     Program(Program),
+    /// Whatever the disk of this id boots.
+    Disk(String),
 }
 
 impl Default for Guest {
@@ -67,6 +69,12 @@ impl Guest {
     /// Boots this kernel instead of Debian's bzImage.
     pub fn kernel(mut self, path: PathBuf) -> Self {
         self.kernel = Kernel::File(path);
+        self
+    }
+
+    /// Boots what the disk of this id boots by itself.
+    pub fn boot_disk(mut self, id: &str) -> Self {
+        self.kernel = Kernel::Disk(id.into());
         self
     }
 
@@ -173,17 +181,24 @@ impl Guest {
         Ok((quoted.join(" "), files))
     }
 
-    fn command(self) -> Result<(Command, TempDir)> {
+    fn command(mut self) -> Result<(Command, TempDir)> {
         let dir = tempfile::tempdir()?;
         let mut files = self.files;
         files.extend(self.script.map(|script| ("script".into(), script.into())));
         let (kernel, initramfs) = match self.kernel {
-            Kernel::Debian => (assets::bzimage()?, Some(userland(dir.path(), &files)?)),
-            Kernel::File(kernel) => (kernel, Some(userland(dir.path(), &files)?)),
+            Kernel::Debian => (
+                Some(assets::bzimage()?),
+                Some(userland(dir.path(), &files)?),
+            ),
+            Kernel::File(kernel) => (Some(kernel), Some(userland(dir.path(), &files)?)),
+            Kernel::Disk(ref id) => {
+                self.args.extend(["--boot-disk".into(), id.into()]);
+                (None, None)
+            }
             Kernel::Program(program) => {
                 let kernel = dir.path().join("program.elf");
                 fs::write(&kernel, program.elf())?;
-                (kernel, None)
+                (Some(kernel), None)
             }
         };
         let podvisor = assets::podvisor()?;
@@ -195,13 +210,15 @@ impl Guest {
             None => Command::new(podvisor),
         };
         command
-            .arg("--kernel")
-            .arg(kernel)
-            .args(["--cmdline", &self.cmdline])
             .args(["--cpus", &self.cpus])
             .args(["--memory", &self.memory])
             .args(["--serial", &self.serial])
             .args(self.args);
+        // A disk has a command line of its own.
+        if let Some(kernel) = kernel {
+            command.arg("--kernel").arg(kernel);
+            command.args(["--cmdline", &self.cmdline]);
+        }
         if let Some(initramfs) = initramfs {
             command.arg("--initramfs").arg(initramfs);
         }

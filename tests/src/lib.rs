@@ -8,7 +8,7 @@
 //! KVM cannot run them. A test that misses something fails with the command that brings it.
 
 pub mod api;
-mod archive;
+pub mod archive;
 pub mod assets;
 mod disk;
 mod guest;

@@ -172,3 +172,98 @@ fn machine_leaves_no_tap_behind() -> Result<()> {
     assert!(!network.host("ip -o link")?.contains("made0"));
     Ok(())
 }
+
+/// A disk that boots `program` by its grub.cfg.
+fn bootable(disk: &Disk, program: &Program) -> Result<()> {
+    let menu = b"menuentry Tiny { linux /boot/tiny some=word }";
+    disk.format_ext4(&[
+        ("/boot/grub/grub.cfg", menu),
+        ("/boot/tiny", &program.elf()),
+    ])
+}
+
+#[test]
+fn boot_disk_is_read_again_at_each_reboot() -> Result<()> {
+    let disk = Disk::new(4 << 20)?;
+    bootable(&disk, &Program::new().print("one\n"))?;
+    let guest = Guest::new()
+        .boot_disk("root")
+        .disk(&disk, ",id=root")
+        .args(&["-v", "--cmdline", "more words"])
+        .api()
+        .start()?;
+    guest.wait_for("one\n")?;
+    guest.wait_for_message("BOOT_IMAGE=/boot/tiny some=word more words")?;
+    let children = guest.count("task")?;
+    bootable(&disk, &Program::new().print("two\n"))?;
+    let api = guest.api()?;
+    api.done("vm.reboot", None)?;
+    guest.wait_for("two\n")?;
+    assert_eq!(guest.count("task")?, children);
+    api.done("vmm.shutdown", None)?;
+    guest.wait()?.expect_status(0)?;
+    Ok(())
+}
+
+#[test]
+fn reboot_without_a_kernel_ends_with_a_reason() -> Result<()> {
+    let disk = Disk::new(4 << 20)?;
+    let waits = Program::new().print("up\n");
+    bootable(&disk, &waits)?;
+    let guest = Guest::new()
+        .boot_disk("root")
+        .disk(&disk, ",id=root")
+        .api()
+        .start()?;
+    guest.wait_for("up\n")?;
+    disk.format_ext4(&[("/etc/hostname", b"empty")])?;
+    let api = guest.api()?;
+    let error = api.done("vm.reboot", None).unwrap_err().to_string();
+    assert!(error.contains("no boot entry on (hd0)"), "{error}");
+    // It can be mended, and booted.
+    bootable(&disk, &waits)?;
+    api.done("vm.boot", None)?;
+    guest.wait_for_times("up\n", 2)?;
+    api.done("vmm.shutdown", None)?;
+    guest.wait()?.expect_status(0)?;
+    Ok(())
+}
+
+#[test]
+fn disk_without_a_boot_entry_is_a_bad_configuration() -> Result<()> {
+    let disk = Disk::new(4 << 20)?;
+    disk.write(0, b"XFSB")?;
+    let finished = Guest::new()
+        .boot_disk("root")
+        .disk(&disk, ",id=root")
+        .run()?
+        .expect_status(2)?;
+    let messages = finished.messages;
+    assert!(
+        messages.starts_with("podvisor: --boot-disk root: it has no boot entry that can be read")
+            && messages.contains("holds XFS")
+            && messages.contains("--firmware"),
+        "{messages}"
+    );
+    Ok(())
+}
+
+#[test]
+fn boot_disk_cannot_be_removed() -> Result<()> {
+    let disk = Disk::new(4 << 20)?;
+    bootable(&disk, &Program::new().print("up\n"))?;
+    let guest = Guest::new()
+        .boot_disk("root")
+        .disk(&disk, ",id=root")
+        .api()
+        .start()?;
+    guest.wait_for("up\n")?;
+    let api = guest.api()?;
+    let id = serde_json::json!({"id": "root"});
+    let error = api.done("vm.remove-device", Some(&id)).unwrap_err();
+    assert!(
+        error.to_string().contains("boots from this disk"),
+        "{error}"
+    );
+    Ok(())
+}

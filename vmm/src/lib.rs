@@ -7,11 +7,13 @@
 //! | [`vm`] | how a machine is built, runs, pauses and ends |
 //! | [`gdb`] | a debugger for the guest |
 //! | [`wire`] | from configuration to opened resources, one file per device kind |
+//! | [`boot_disk`] | what a guest's own disk boots, read by a process of its own |
 //! | [`terminal`] | the user's terminal: raw mode and the escape key |
 //! | [`unix_socket`] | sockets that only their owner may connect to |
 //! | [`cmd`] | the command line, one file per subcommand |
 //! | [`exit_status`] | what the process's exit status means |
 
+pub mod boot_disk;
 pub mod cmd;
 pub mod exit_status;
 pub mod gdb;

@@ -27,8 +27,13 @@ pub struct VmArgs {
     #[arg(long, value_name = "PATH")]
     pub initramfs: Option<PathBuf>,
 
+    /// Boot what the disk of this id boots by itself: its own kernel, initial RAM disk and command line are read from it, again
+    /// at each reboot, by way of its grub.cfg or its boot entries.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["kernel", "initramfs"])]
+    pub boot_disk: Option<String>,
+
     /// Command line of the kernel [default: console=ttyS0; console=hvc0 with --console tty;
-    /// nothing with --serial off].
+    /// nothing with --serial off]. With --boot-disk, words to append to that of the disk [default: none].
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
@@ -138,6 +143,7 @@ impl VmArgs {
         let Self {
             kernel,
             initramfs,
+            boot_disk,
             cmdline,
             firmware,
             cpus,
@@ -170,7 +176,8 @@ impl VmArgs {
             })
         });
         let default_cmdline = match serial.mode {
-            _ if firmware.is_some() => None,
+            // A firmware takes no words, and a disk's own command line says where to speak.
+            _ if firmware.is_some() || boot_disk.is_some() => None,
             _ if console_has_terminal => Some(CONSOLE_CMDLINE),
             ConsoleOutputMode::Off => None,
             _ => Some(DEFAULT_CMDLINE),
@@ -180,6 +187,7 @@ impl VmArgs {
             payload: PayloadConfig {
                 kernel,
                 initramfs,
+                boot_disk,
                 cmdline,
                 firmware,
                 ..PayloadConfig::default()

@@ -1,4 +1,4 @@
-//! `--kernel`, `--initramfs`, `--cmdline`, `--firmware`: what the machine boots.
+//! `--kernel`, `--initramfs`, `--boot-disk`, `--cmdline`, `--firmware`: what the machine boots.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ConfigError;
-use super::section::{Passed, Section, check_path};
+use super::section::{Passed, Section, check_id, check_path};
 use crate::request::{INITRAMFS, KERNEL};
 
 /// Longest command line that Linux takes on x86, without the NUL at its end.
@@ -17,7 +17,7 @@ const MAX_CMDLINE: usize = 2047;
 #[serde(default, deny_unknown_fields)]
 pub struct PayloadConfig {
     /// File of the kernel: an ELF or a bzImage. Required, unless an open descriptor of it comes with the configuration, or
-    /// there is a firmware.
+    /// there is a `boot_disk` or a firmware.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub kernel: Option<PathBuf>,
@@ -25,6 +25,11 @@ pub struct PayloadConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1, pattern = "^[^\\x00]+$")]
     pub initramfs: Option<PathBuf>,
+    /// Id of the disk whose own boot entry is booted: its kernel, initial RAM disk and command line are read from the disk at
+    /// each start of the guest. Instead of `kernel` and `initramfs`; `cmdline` is appended to the command line of the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64)]
+    pub boot_disk: Option<String>,
     /// Command line of the kernel. At most 2047 characters, in ASCII.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 2047, pattern = "^[\\x01-\\x7F]*$")]
@@ -52,6 +57,21 @@ impl Section for PayloadConfig {
         }
         if let Some(initramfs) = &self.initramfs {
             check_path("initramfs", initramfs)?;
+        }
+        check_id(self.boot_disk.as_deref())
+            .map_err(|error| error.map_field(|_| "boot_disk".to_owned()))?;
+        for (field, given) in [
+            ("kernel", self.kernel.is_some()),
+            ("initramfs", self.initramfs.is_some()),
+            ("firmware", self.firmware.is_some()),
+        ] {
+            if let Some(boot_disk) = self.boot_disk.as_ref().filter(|_| given) {
+                return Err(ConfigError::invalid(
+                    "boot_disk",
+                    format!("{boot_disk:?}"),
+                    format!("expected none together with {field}: what is booted is on the disk"),
+                ));
+            }
         }
         if let Some(firmware) = &self.firmware {
             check_path("firmware", firmware)?;
@@ -96,6 +116,16 @@ impl Section for PayloadConfig {
                 }
             }
         }
+        if let Some(boot_disk) = &self.boot_disk {
+            return match [KERNEL, INITRAMFS].iter().find(|field| passed(field) > 0) {
+                Some(field) => Err(ConfigError::invalid(
+                    "boot_disk",
+                    format!("{boot_disk:?}"),
+                    format!("expected none together with a descriptor of {field}"),
+                )),
+                None => Ok(()),
+            };
+        }
         if let Some(firmware) = &self.firmware {
             for field in [KERNEL, INITRAMFS] {
                 if passed(field) > 0 {
@@ -105,7 +135,7 @@ impl Section for PayloadConfig {
         } else if self.kernel.is_none() && passed(KERNEL) == 0 {
             return Err(ConfigError::missing(
                 "kernel",
-                "the path of a kernel (an ELF file or a bzImage), --kernel on the command line",
+                "the path of a kernel (an ELF file or a bzImage), --kernel on the command line, or boot_disk, --boot-disk",
             ));
         }
         Ok(())
@@ -118,6 +148,8 @@ impl PayloadConfig {
         let Self {
             kernel,
             initramfs,
+            // Checked by itself.
+            boot_disk: _,
             cmdline,
             firmware,
             igvm: _,

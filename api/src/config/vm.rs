@@ -262,6 +262,11 @@ impl VmConfig {
         self.device_ids().map(|(_, id)| id)
     }
 
+    /// Whether `id` is the disk that the machine boots from.
+    pub fn boots_from(&self, id: &str) -> bool {
+        self.payload.boot_disk.as_deref() == Some(id)
+    }
+
     /// Whether `id` names a device that a machine can be without.
     pub fn can_remove(&self, id: &str) -> bool {
         self.disks.iter().any(|disk| disk.id.as_deref() == Some(id))
@@ -435,6 +440,16 @@ impl Section for VmConfig {
         part("debug_console", &self.debug_console)?;
         if let Some(platform) = &self.platform {
             part("platform", platform)?;
+        }
+        if let Some(boot_disk) = &self.payload.boot_disk {
+            let mut disks = self.disks.iter();
+            if !disks.any(|disk| disk.id.as_ref() == Some(boot_disk)) {
+                return Err(ConfigError::invalid(
+                    "payload.boot_disk",
+                    format!("{boot_disk:?}"),
+                    "expected the id of one of disks",
+                ));
+            }
         }
         if self.watchdog && self.transport() == Transport::Mmio {
             return Err(ConfigError::invalid(

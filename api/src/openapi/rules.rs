@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::ADDITION;
 use super::schemas::{ADD_DISK, ADD_NET};
 
 /// Adds the rules to the schemas.
@@ -43,6 +44,8 @@ pub(super) fn add(schemas: &mut Map<String, Value>) {
     port["else"]["then"] = path("file");
     port["else"]["else"]["if"] = mode("Pty");
     port["else"]["else"]["else"] = without("file");
+
+    schemas["PayloadConfig"]["properties"]["boot_disk"][ADDITION] = json!(true);
 
     // Without a descriptor there must be a path.
     let disk = &mut schemas[ADD_DISK];
@@ -157,18 +160,21 @@ pub(super) fn add(schemas: &mut Map<String, Value>) {
 /// came.
 pub(super) fn create() -> Value {
     let none = json!({"type": "null"});
+    // What the guest boots is on its own disk, found by a firmware, or in files of the host's.
+    let payload = json!({
+        "if": path("firmware"),
+        "then": {"properties": {"kernel": none, "initramfs": none, "cmdline": none, "boot_disk": none}},
+        "else": {
+            "if": path("boot_disk"),
+            "then": {"properties": {"kernel": none, "initramfs": none}},
+            "else": path("kernel"),
+        },
+    });
     json!({
         "if": {"properties": {"fds": {"maxProperties": 0}}},
         "then": {
             "required": ["payload"],
-            "properties": {
-                "payload": {
-                    "if": path("firmware"),
-                    "then": {"properties": {"kernel": none, "initramfs": none, "cmdline": none}},
-                    "else": path("kernel"),
-                },
-                "disks": {"items": path("path")},
-            },
+            "properties": {"payload": payload, "disks": {"items": path("path")}},
         },
     })
 }

@@ -4,6 +4,7 @@ mod api;
 mod balloon;
 mod block;
 mod boot;
+mod boot_disk;
 mod clock;
 mod console;
 mod cpu;

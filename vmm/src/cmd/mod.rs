@@ -16,6 +16,7 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::boot_disk;
 use crate::exit_status::ExitStatus;
 
 /// A hypervisor for pods, REST clients and developers.
@@ -50,6 +51,9 @@ enum Command {
     /// Call the API of a running VMM
     #[command(after_help = ctl::EXIT_STATUS, subcommand_value_name = "VERB", subcommand_help_heading = "Verbs")]
     Ctl(Box<ctl::Args>),
+    /// Read a disk for the VMM, which starts this by itself
+    #[command(name = boot_disk::SUBCOMMAND, hide = true)]
+    ReadBootDisk,
     /// Print a script that completes what is typed in a shell
     Completions {
         /// The shell
@@ -82,6 +86,7 @@ pub fn main(started: Instant) -> ExitCode {
     let result = match cli.command {
         Some(Command::Check { json }) => check::run(json),
         Some(Command::Ctl(args)) => ctl::run(*args),
+        Some(Command::ReadBootDisk) => boot_disk::child::run(),
         Some(Command::Completions { shell }) => {
             printed(|stdout| generate::completions(Cli::command(), shell, stdout))
         }

@@ -15,7 +15,7 @@ use arch::x86_64::acpi::{AcpiConfig, AcpiHotplug, AcpiTables};
 use arch::x86_64::layout::AddressRange;
 use arch::x86_64::{layout, reset_vector};
 
-pub use self::error::BuildError;
+pub use self::error::{BuildError, EntryError};
 use self::payload::Loading;
 use super::Paused;
 use super::attached::{AttachedDevices, Kind};
@@ -48,7 +48,7 @@ pub fn build(
     let ram = memory::allocate(&layout::ram_regions(ram_size), backing)?;
     // Reading the kernel takes as long as all the rest, which needs nothing of it.
     thread::scope(|scope| {
-        let loading = Loading::start(scope, &resources.payload, &ram, ram_size)?;
+        let loading = Loading::start(scope, resources, &ram, ram_size)?;
         let ground = Ground {
             ram: &ram,
             ram_size,
@@ -193,9 +193,8 @@ fn assemble(
     tables.write(ram)?;
     machine.write_generation(&resources.generation)?;
     reset_vector::write(ram)?;
-    let cmdline = &resources.payload.cmdline;
     let loaded = loading.finish()?;
-    let entry = loaded.boot_data(ram, ram_size, cmdline, tables.rsdp_addr)?;
+    let entry = loaded.boot_data(ram, ram_size, tables.rsdp_addr)?;
 
     // Where it begins.
     machine.vcpus.start(vcpus, &entry)?;

@@ -207,6 +207,11 @@ impl OpenDisk {
         &self.id
     }
 
+    /// What it stores to, for the host's own use while no device has it.
+    pub fn contents(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
     /// A fresh block device for the disk. It tells `platform` of errors that stop the machine.
     pub fn device(&self, platform: Arc<dyn Platform>) -> Block {
         Block::new(Arc::clone(&self.disk), self.setup.clone()).stopping(self.stop_on, platform)

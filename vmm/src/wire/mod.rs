@@ -162,7 +162,8 @@ impl WireError {
     /// Whether the configuration is at fault, and not the host or the VMM.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Payload(_) | Self::Disk(_) | Self::Rng(_) => true,
+            Self::Payload(error) => error.is_configuration(),
+            Self::Disk(_) | Self::Rng(_) => true,
             Self::Generation(_) => false,
             Self::Net(error) => error.is_configuration(),
             Self::Fs(error) => error.is_configuration(),

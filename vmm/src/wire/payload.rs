@@ -1,15 +1,18 @@
-//! Kernel and initramfs, or firmware: opened once, read again at each start of the guest.
+//! What the guest boots: opened once, read again at each start of the guest.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use api::config::PayloadConfig;
 use api::request::{Descriptors, INITRAMFS, KERNEL};
+use devices::virtio::block::Disk;
 
 use super::descriptor;
+use crate::boot_disk::{self, BootDiskError, Booted, Limits};
 
 /// A payload file that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +22,15 @@ pub enum PayloadError {
         "payload.kernel is missing: expected the path of a kernel, --kernel on the command line"
     )]
     NoKernel,
+    /// The guest's own disk cannot be read.
+    #[error("--boot-disk {id}")]
+    BootDisk {
+        /// Name of the disk.
+        id: String,
+        /// Why.
+        #[source]
+        source: BootDiskError,
+    },
     /// The file cannot be opened.
     #[error("{field}: cannot open {}", path.display())]
     Open {
@@ -40,6 +52,13 @@ pub enum PayloadError {
     },
 }
 
+impl PayloadError {
+    /// Whether the configuration is at fault, and not the host.
+    pub fn is_configuration(&self) -> bool {
+        !matches!(self, Self::BootDisk { .. })
+    }
+}
+
 /// An opened file and the path it was opened by, for messages.
 #[derive(Debug)]
 pub struct Opened {
@@ -47,6 +66,15 @@ pub struct Opened {
     pub file: File,
     /// Its path as configured.
     pub path: PathBuf,
+}
+
+/// What the guest boots.
+#[derive(Debug)]
+pub struct Payload {
+    /// Where the kernel is from.
+    pub source: PayloadSource,
+    /// The kernel's command line, or what is appended to that of the disk.
+    pub cmdline: String,
 }
 
 /// What is entered first.
@@ -58,15 +86,64 @@ pub enum Image {
     Firmware(Opened),
 }
 
-/// What the guest boots.
+/// Where the kernel is from.
 #[derive(Debug)]
-pub struct Payload {
-    /// What is entered first.
-    pub image: Image,
-    /// The initial RAM disk.
-    pub initramfs: Option<Opened>,
-    /// The kernel's command line.
-    pub cmdline: String,
+pub enum PayloadSource {
+    /// Files of the host's.
+    Files {
+        /// What is entered first.
+        image: Image,
+        /// The initial RAM disk.
+        initramfs: Option<Opened>,
+    },
+    /// The guest's own disk.
+    Disk(BootDisk),
+}
+
+/// The disk that the guest boots from.
+#[derive(Debug)]
+pub struct BootDisk {
+    id: String,
+    /// The process that reads it, started before the machine is, and kept for the reboots. None after it had to be ended.
+    reader: Mutex<Option<boot_disk::Reader>>,
+}
+
+impl BootDisk {
+    fn open(id: &str) -> Result<Self, BootDiskError> {
+        Ok(Self {
+            id: id.to_owned(),
+            reader: Mutex::new(Some(start_reader()?)),
+        })
+    }
+
+    /// Name of the disk.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Finds what `disk` boots.
+    ///
+    /// # Errors
+    ///
+    /// [`BootDiskError`].
+    pub fn read(&self, disk: &dyn Disk, limits: Limits) -> Result<Booted, BootDiskError> {
+        let mut kept = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have killed it while it waited.
+        let mut reader = match kept.take_if(|reader| reader.is_alive()) {
+            Some(reader) => reader,
+            None => start_reader()?,
+        };
+        let result = reader.read(disk, limits);
+        // Whatever else is wrong, the process may still be busy with it.
+        if matches!(result, Ok(_) | Err(BootDiskError::Refused(_))) {
+            *kept = Some(reader);
+        }
+        result
+    }
+}
+
+fn start_reader() -> Result<boot_disk::Reader, BootDiskError> {
+    boot_disk::Reader::start(Path::new("/proc/self/exe"))
 }
 
 /// Opens what `config` names.
@@ -78,11 +155,22 @@ pub fn open(config: &PayloadConfig, descriptors: &Descriptors) -> Result<Payload
     let PayloadConfig {
         kernel,
         initramfs,
+        boot_disk,
         cmdline,
         firmware,
         ..
     } = config;
-    let initramfs = initramfs.as_deref();
+    let cmdline = cmdline.clone().unwrap_or_default();
+    if let Some(id) = boot_disk {
+        let disk = BootDisk::open(id).map_err(|source| PayloadError::BootDisk {
+            id: id.clone(),
+            source,
+        })?;
+        return Ok(Payload {
+            source: PayloadSource::Disk(disk),
+            cmdline,
+        });
+    }
     let image = match opened("--firmware", firmware.as_deref(), &[])? {
         Some(firmware) => Image::Firmware(firmware),
         None => {
@@ -90,10 +178,13 @@ pub fn open(config: &PayloadConfig, descriptors: &Descriptors) -> Result<Payload
             Image::Kernel(kernel.ok_or(PayloadError::NoKernel)?)
         }
     };
+    let initramfs = initramfs.as_deref();
     Ok(Payload {
-        image,
-        initramfs: opened("--initramfs", initramfs, descriptors.get(INITRAMFS))?,
-        cmdline: cmdline.clone().unwrap_or_default(),
+        source: PayloadSource::Files {
+            image,
+            initramfs: opened("--initramfs", initramfs, descriptors.get(INITRAMFS))?,
+        },
+        cmdline,
     })
 }
 

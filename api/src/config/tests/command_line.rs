@@ -448,9 +448,20 @@ fn kernel_speaks_on_the_serial_port_unless_it_is_told_something_else() {
 }
 
 #[test]
+fn boot_disk_keeps_its_own_command_line() {
+    let flags = ["--boot-disk", "root", "--disk", "path=/d,id=root"];
+    let payload = from_flags(&flags).unwrap().payload;
+    assert_eq!(payload.boot_disk.as_deref(), Some("root"));
+    assert_eq!(payload.cmdline, None);
+    let flags = [&flags[..], &["--cmdline", "console=ttyS0"]].concat();
+    let payload = from_flags(&flags).unwrap().payload;
+    assert_eq!(payload.cmdline.as_deref(), Some("console=ttyS0"));
+}
+
+#[test]
 fn a_machine_without_a_kernel_is_refused() {
     insta::assert_snapshot!(from_flags(&[]).unwrap_err(),
-        @"payload.kernel is missing: expected the path of a kernel (an ELF file or a bzImage), --kernel on the command line");
+        @"payload.kernel is missing: expected the path of a kernel (an ELF file or a bzImage), --kernel on the command line, or boot_disk, --boot-disk");
 }
 
 #[test]

@@ -451,6 +451,30 @@ fn long_command_lines_are_refused() {
 }
 
 #[test]
+fn boot_disk_is_one_of_the_disks_and_stands_for_kernel_and_initramfs() {
+    let mut config = bootable();
+    config.payload = PayloadConfig {
+        boot_disk: Some("root".to_owned()),
+        ..PayloadConfig::default()
+    };
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @r#"bad value "root" for payload.boot_disk: expected the id of one of disks"#);
+    config.disks.push(DiskConfig {
+        id: Some("root".to_owned()),
+        path: Some("/d".into()),
+        ..DiskConfig::default()
+    });
+    config.payload.cmdline = Some("words to append".to_owned());
+    config.validate().unwrap();
+    assert!(config.boots_from("root") && !config.boots_from("data"));
+    insta::assert_snapshot!(config.validate_with(&|id| usize::from(id == "kernel")).unwrap_err(),
+        @r#"bad value "root" for payload.boot_disk: expected none together with a descriptor of kernel"#);
+    config.payload.initramfs = Some("/i".into());
+    insta::assert_snapshot!(config.validate().unwrap_err(),
+        @r#"bad value "root" for payload.boot_disk: expected none together with initramfs: what is booted is on the disk"#);
+}
+
+#[test]
 fn descriptors_stand_for_paths() {
     let mut config = VmConfig {
         disks: vec![DiskConfig::default()],
@@ -464,7 +488,7 @@ fn descriptors_stand_for_paths() {
     passed(&["kernel", "initramfs", "_disk0", "_net1"]).unwrap();
     passed(&["kernel", "_disk0"]).unwrap();
     insta::assert_snapshot!(passed(&["_disk0"]).unwrap_err(),
-        @"payload.kernel is missing: expected the path of a kernel (an ELF file or a bzImage), --kernel on the command line");
+        @"payload.kernel is missing: expected the path of a kernel (an ELF file or a bzImage), --kernel on the command line, or boot_disk, --boot-disk");
     insta::assert_snapshot!(passed(&["kernel"]).unwrap_err(),
         @"disks[0].path is missing: expected the path of an image file or a block device");
     insta::assert_snapshot!(passed(&["kernel", "_disk0", "_disk0"]).unwrap_err(),

@@ -213,7 +213,7 @@ fn bodies_that_do_not_fit_are_refused_by_field() {
     insta::assert_snapshot!(refused("vm.create", ""), @"the document: EOF while parsing a value at line 1 column 0");
     insta::assert_snapshot!(refused("vm.create", "null"), @"the document: invalid type: null, expected an object at line 1 column 4");
     insta::assert_snapshot!(refused("vm.create", "\u{1}\u{2}"), @"the document: expected value at line 1 column 1");
-    insta::assert_snapshot!(refused("vm.create", "{}"), @"payload.kernel is missing: expected the path of a kernel (an ELF file or a bzImage), --kernel on the command line");
+    insta::assert_snapshot!(refused("vm.create", "{}"), @"payload.kernel is missing: expected the path of a kernel (an ELF file or a bzImage), --kernel on the command line, or boot_disk, --boot-disk");
     insta::assert_snapshot!(refused("vm.create", r#"{"payload": {"kernel": "/k"}, "disks": [{"path": "/a"}, {"path": 1}]}"#), @"disks[1].path: invalid type: integer `1`, expected path string at line 1 column 66");
     assert!(
         refused("vm.create", r#"{"payload": {"kernel": "/k"}, "diks": []}"#)

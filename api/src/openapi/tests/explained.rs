@@ -87,6 +87,12 @@ pub(super) const EXPLAINED: &[Row] = &[
         "our own: descriptors that come with the request",
     ),
     (
+        "PayloadConfig.boot_disk type",
+        "-",
+        "string",
+        "our own: the guest's own disk in the place of a kernel",
+    ),
+    (
         "NetConfig.fds type",
         "-",
         "array of integer",

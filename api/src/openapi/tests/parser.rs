@@ -56,6 +56,8 @@ fn beside(mut accepted: Value, field: &str) -> Value {
             accepted["hotplug_method"] = json!("VirtioMem");
             accepted["hotplug_size"] = json!((1_u64 << 45) - (128 << 20));
         }
+        // Another place of the kernel.
+        "boot_disk" => accepted["kernel"] = Value::Null,
         _ => {}
     }
     accepted
@@ -130,6 +132,7 @@ fn ranges_are_those_of_the_parser() {
 fn lengths_are_those_of_the_parser() {
     fn check<T: Section>(schema: &Value, accepted: Value) {
         for (name, field) in fields(schema) {
+            let accepted = beside(accepted.clone(), name);
             let text = |length: u64| json!("a".repeat(length as usize));
             if let Some(longest) = field["maxLength"].as_u64() {
                 assert!(

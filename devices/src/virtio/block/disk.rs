@@ -75,6 +75,33 @@ impl fmt::Debug for Pieces<'_> {
     }
 }
 
+/// Fills `buffer` from byte `offset` of `disk` on, for the host's own use.
+///
+/// # Errors
+///
+/// As for [`Disk::read_at`], and [`io::ErrorKind::UnexpectedEof`] where the disk ends before.
+pub fn read_exact(disk: &dyn Disk, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let piece = [libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        }];
+        // SAFETY: the piece is the buffer, which is borrowed for writing until after the call, in which nobody else refers to it.
+        #[allow(unsafe_code)]
+        let pieces = unsafe { Pieces::new(&piece) };
+        match disk.read_at(pieces, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => {
+                buffer = &mut buffer[len..];
+                offset += len as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Whether the host has no way to do what was asked, here and now and later.
 pub(super) fn is_unsupported(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(libc::EOPNOTSUPP)

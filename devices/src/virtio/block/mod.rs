@@ -24,7 +24,7 @@ mod stop;
 mod tests;
 
 pub use device::{Block, BlockSetup};
-pub use disk::{BlockSizes, Disk, Pieces, Unmapping};
+pub use disk::{BlockSizes, Disk, Pieces, Unmapping, read_exact};
 pub use engine::EngineKind;
 pub use file::{DiskError, FileDisk};
 pub use limit::BlockLimits;

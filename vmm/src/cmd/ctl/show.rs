@@ -65,7 +65,10 @@ pub(super) fn info(info: &VmInfo) -> String {
         hotplug.map(|size| ByteSize(config.memory.size.bytes().saturating_add(size.bytes())));
     facts.add_row(["memory", &at_most(&memory, most.as_ref())]);
     let payload = &config.payload;
-    facts.add_row(["kernel", &backing(payload.kernel.as_deref())]);
+    match &payload.boot_disk {
+        Some(boot_disk) => facts.add_row(["boot disk", boot_disk]),
+        None => facts.add_row(["kernel", &backing(payload.kernel.as_deref())]),
+    };
     if let Some(initramfs) = &payload.initramfs {
         facts.add_row(["initramfs", &initramfs.display().to_string()]);
     }

@@ -17,6 +17,7 @@ use devices::virtio::transport::mmio::SlotsError;
 use devices::virtio::transport::pci::VirtioPciError;
 use vm_memory::GuestMemoryError;
 
+use crate::boot_disk::BootDiskError;
 use crate::kvm::KvmError;
 use crate::kvm::memory::MemoryError;
 use crate::kvm::vcpu::VcpuError;
@@ -24,6 +25,17 @@ use crate::wire::console::ConsoleError;
 use crate::wire::fs::FsError;
 use crate::wire::net::NetError;
 use crate::wire::vsock::VsockError;
+
+/// A file of a boot entry that cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The initramfs.
+    #[error(transparent)]
+    Initramfs(#[from] InitramfsError),
+}
 
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +82,32 @@ pub enum BuildError {
         /// What is wrong with it.
         #[source]
         source: InitramfsError,
+    },
+    /// The guest's own disk cannot be booted.
+    #[error("--boot-disk {id}")]
+    BootDisk {
+        /// Name of the disk.
+        id: String,
+        /// Why.
+        #[source]
+        source: BootDiskError,
+    },
+    /// The guest gave up the disk that it boots from.
+    #[error("--boot-disk {id}: the disk is gone, the guest has ejected it")]
+    BootDiskGone {
+        /// Name of the disk.
+        id: String,
+    },
+    /// A kernel or an initramfs of the guest's own disk that cannot be loaded.
+    #[error("--boot-disk {id}, entry {title:?}")]
+    BootEntry {
+        /// Name of the disk.
+        id: String,
+        /// The entry, as the disk names it.
+        title: String,
+        /// What is wrong with its files.
+        #[source]
+        source: Box<EntryError>,
     },
     /// Boot data that cannot be written, such as too long a command line.
     #[error("cannot prepare the boot of the kernel")]
@@ -160,6 +198,12 @@ impl BuildError {
             | Self::Kernel { .. }
             | Self::Firmware { .. }
             | Self::Initramfs { .. }
+            | Self::BootEntry { .. }
+            | Self::BootDiskGone { .. }
+            | Self::BootDisk {
+                source: BootDiskError::Refused(_),
+                ..
+            }
             | Self::Boot(_)
             | Self::Pci(_)
             | Self::MmioSlots { .. }

@@ -455,6 +455,15 @@ fn check_removable(config: &VmConfig, id: &str) -> Result<(), ApiError> {
     if !config.ids().any(|device| device == id) {
         return Err(unknown(id));
     }
+    if config.boots_from(id) {
+        return Err(ConfigError::Invalid {
+            field: "id".to_owned(),
+            value: format!("{id:?}"),
+            problem: "expected another device: the VM boots from this disk (payload.boot_disk)"
+                .to_owned(),
+        }
+        .into());
+    }
     if config.can_remove(id) {
         return Ok(());
     }
