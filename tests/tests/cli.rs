@@ -136,8 +136,8 @@ fn topology_that_does_not_fit_the_cpus_is_refused() -> Result<()> {
 
 #[test]
 fn features_of_later_releases_are_refused_by_name() -> Result<()> {
-    let message = refused(&["--kernel", "/nowhere", "--console", "tty"])?;
-    mentions(&message, &["console"]);
+    let message = refused(&["--kernel", "/nowhere", "--rng", "src=/dev/urandom,iommu=on"])?;
+    mentions(&message, &["iommu", "not supported"]);
     Ok(())
 }
 

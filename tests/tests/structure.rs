@@ -44,7 +44,7 @@ fn graph() -> Result<BTreeMap<String, BTreeSet<String>>> {
                 name(package),
                 dependencies
                     .map(name)
-                    .filter(|name| ours.contains(name))
+                    .filter(|other| ours.contains(other) && *other != name(package))
                     .collect(),
             )
         })

@@ -1,6 +1,7 @@
 //! Tests of the config types through their two faces.
 
 mod command_line;
+mod flags;
 mod json;
 mod properties;
 mod rules;

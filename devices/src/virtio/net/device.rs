@@ -187,10 +187,10 @@ impl<B: Backend> Net<B> {
         &mut self,
         index: u16,
         (rx, tx): (ActiveQueue, ActiveQueue),
-        activation: &Common,
+        activation: &AllPairs,
         control: Option<ActiveQueue>,
     ) -> Result<(), (&'static str, io::Error)> {
-        let Common {
+        let AllPairs {
             memory,
             interrupt,
             features,
@@ -242,7 +242,7 @@ impl<B: Backend> Net<B> {
 }
 
 /// What all pairs of an activation have in common.
-struct Common {
+struct AllPairs {
     memory: crate::memory::GuestRam,
     interrupt: Arc<dyn crate::virtio::Interrupt>,
     features: u64,
@@ -359,7 +359,7 @@ impl<B: Backend> VirtioDevice for Net<B> {
                 source,
             })?;
 
-        let common = Common {
+        let common = AllPairs {
             memory,
             interrupt: Arc::clone(&interrupt),
             features,
