@@ -36,7 +36,8 @@ fn guest_without_kvm_clock_has_the_date_of_the_host() -> Result<()> {
 #[test]
 fn clock_of_the_machine_is_read_and_set() -> Result<()> {
     let mut shell = Shell::start(Guest::new())?;
-    assert_eq!(shell.run("cat /sys/class/rtc/rtc0/name")?, "rtc_cmos 00:03");
+    let name = shell.run("cat /sys/class/rtc/rtc0/name")?;
+    ensure!(name.starts_with("rtc_cmos"), "{name}");
     tells_the_time(&mut shell, "cat /sys/class/rtc/rtc0/since_epoch")?;
     tells_the_time(&mut shell, "date +%s")?;
     shell.run("date -s 2033-05-18 && hwclock -w -u")?;

@@ -2,6 +2,7 @@
 
 mod balloon;
 mod code;
+mod console;
 mod coredump;
 mod defined;
 mod disk_errors;

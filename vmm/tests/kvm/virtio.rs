@@ -85,25 +85,31 @@ pub(crate) fn start_by_pci(code: Code) -> Code {
 }
 
 fn start_by_mmio(code: Code) -> Code {
+    start_queue_by_mmio(code, MMIO, 0)
+}
+
+/// Brings the device whose registers are at `base` to DRIVER_OK, with VERSION_1 and the queue of that number alone.
+pub(crate) fn start_queue_by_mmio(code: Code, base: u32, queue: u32) -> Code {
+    let status = base + (MMIO_STATUS - MMIO);
     let code = code
-        .store32(MMIO_STATUS, 0) // reset
-        .store32(MMIO_STATUS, 1) // ACKNOWLEDGE
-        .store32(MMIO_STATUS, 1 | 2) // DRIVER
-        .store32(MMIO + 0x24, 1)
-        .store32(MMIO + 0x20, 1) // VIRTIO_F_VERSION_1
-        .store32(MMIO + 0x24, 0)
-        .store32(MMIO + 0x20, 0)
-        .store32(MMIO_STATUS, 1 | 2 | 8) // FEATURES_OK
-        .store32(MMIO + 0x30, 0)
-        .store32(MMIO + 0x38, QUEUE_SIZE.into());
+        .store32(status, 0) // reset
+        .store32(status, 1) // ACKNOWLEDGE
+        .store32(status, 1 | 2) // DRIVER
+        .store32(base + 0x24, 1)
+        .store32(base + 0x20, 1) // VIRTIO_F_VERSION_1
+        .store32(base + 0x24, 0)
+        .store32(base + 0x20, 0)
+        .store32(status, 1 | 2 | 8) // FEATURES_OK
+        .store32(base + 0x30, queue)
+        .store32(base + 0x38, QUEUE_SIZE.into());
     [(0x80, DESCRIPTORS), (0x90, AVAILABLE), (0xa0, USED)]
         .into_iter()
         .fold(code, |code, (register, address)| {
-            code.store32(MMIO + register, address)
-                .store32(MMIO + register + 4, 0)
+            code.store32(base + register, address)
+                .store32(base + register + 4, 0)
         })
-        .store32(MMIO + 0x44, 1) // QueueReady
-        .store32(MMIO_STATUS, 1 | 2 | 4 | 8) // DRIVER_OK
+        .store32(base + 0x44, 1) // QueueReady
+        .store32(status, 1 | 2 | 4 | 8) // DRIVER_OK
 }
 
 fn address(at: u32) -> GuestAddress {
