@@ -196,7 +196,7 @@ fn offloads(config: &NetConfig) -> Offloads {
         Offloads::TSO4 | Offloads::TSO6 | Offloads::TSO_ECN,
         config.offload_tso,
     );
-    offloads.set(Offloads::UFO, config.offload_ufo);
+    offloads.set(Offloads::UFO | Offloads::USO, config.offload_ufo);
     offloads
 }
 
