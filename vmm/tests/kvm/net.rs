@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -344,6 +345,48 @@ fn link_follows_the_interface_down_and_up() {
         wait_until(|| !guest.net.handle().is_link_up());
         set_up("cable", true);
         wait_until(|| guest.net.handle().is_link_up());
+    });
+}
+
+/// Sends `payload` to whoever listens on the tap with the host's address.
+fn broadcast(payload: &[u8], count: usize) {
+    let host = UdpSocket::bind((HOST, 0)).unwrap();
+    host.set_broadcast(true).unwrap();
+    for _ in 0..count {
+        host.send_to(payload, (Ipv4Addr::new(10, 94, 0, 255), 6000))
+            .unwrap();
+    }
+}
+
+#[test]
+fn packets_for_a_link_that_is_set_down_are_lost_and_counted() {
+    in_namespace(|| {
+        let open = net::open(&with_address("tap=cable"), &[]).unwrap();
+        let mut guest = Guest::new(&open);
+        let (handle, metrics) = (guest.net.handle(), guest.net.metrics());
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        handle.set_link(false);
+        broadcast(b"lost", 20);
+        wait_until(|| count(&metrics.rx_link_down) >= 20);
+        assert_eq!(count(&metrics.rx_errors), 0);
+        handle.set_link(true);
+        broadcast(b"found", 1);
+        guest.receives(b"found");
+        assert_eq!(count(&metrics.rx_packets), 1, "and nothing older");
+    });
+}
+
+#[test]
+fn packets_from_before_the_driver_are_thrown_away_all() {
+    in_namespace(|| {
+        let open = net::open(&with_address("tap=cable"), &[]).unwrap();
+        broadcast(b"before", 20);
+        open.device(silent()).unwrap().reset();
+        let mut guest = Guest::new(&open);
+        broadcast(b"after", 1);
+        guest.receives(b"after");
+        let packets = guest.net.metrics().rx_packets.load(Ordering::Relaxed);
+        assert!(packets < 20, "{packets}");
     });
 }
 

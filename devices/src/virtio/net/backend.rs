@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
+use super::spec::HEADER_LEN;
+
 bitflags::bitflags! {
     /// Work on packets that is left to whoever takes them, as the values of TUNSETOFFLOAD.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,12 +101,13 @@ pub trait Backend: AsRawFd + Send + Sync + 'static {
 
 /// Takes one packet and forgets it. Tells its length as far as it was read: 0 if there is none to come any more.
 pub(super) fn discard(backend: &impl Backend) -> io::Result<usize> {
-    let mut byte = 0_u8;
+    // A tap refuses to cut off a packet within its header.
+    let mut header = [0_u8; HEADER_LEN as usize];
     let buffer = libc::iovec {
-        iov_base: (&raw mut byte).cast(),
-        iov_len: 1,
+        iov_base: header.as_mut_ptr().cast(),
+        iov_len: header.len(),
     };
-    // SAFETY: the buffer is the byte above.
+    // SAFETY: the buffer is the array above.
     #[allow(unsafe_code)]
     unsafe {
         backend.receive(&[buffer])

@@ -79,6 +79,11 @@ impl Backend for SocketPort {
 
     #[allow(unsafe_code)]
     unsafe fn receive(&self, buffers: &[libc::iovec]) -> io::Result<usize> {
+        // As a tap, which loses a packet whose header finds no room.
+        if buffers.iter().map(|buffer| buffer.iov_len).sum::<usize>() < 12 {
+            self.socket.recv(&mut [])?;
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         match self.control.receive_error.swap(0, Ordering::SeqCst) {
             // SAFETY: the array is of valid iovecs by this method's contract.
             0 => result(unsafe {
