@@ -26,6 +26,7 @@ UNSAID = re.compile(
     r"|for queue_affinity: "
     r"|rate_limit_group"
     r"|payload\.boot_disk"
+    r"|for overlay: "
     r"|for (desired_)?balloon\b"
 )
 

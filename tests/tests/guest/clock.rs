@@ -24,16 +24,6 @@ fn tells_the_time(shell: &mut Shell, command: &str) -> Result<()> {
 }
 
 #[test]
-fn guest_without_kvm_clock_has_the_date_of_the_host() -> Result<()> {
-    let mut shell = Shell::start(Guest::new().cmdline("no-kvmclock"))?;
-    let drivers =
-        shell.run("cat /sys/devices/system/clocksource/clocksource0/available_clocksource")?;
-    ensure!(!drivers.contains("kvm-clock"), "{drivers}");
-    tells_the_time(&mut shell, "date +%s")?;
-    Ok(())
-}
-
-#[test]
 fn clock_of_the_machine_is_read_and_set() -> Result<()> {
     let mut shell = Shell::start(Guest::new())?;
     let name = shell.run("cat /sys/class/rtc/rtc0/name")?;

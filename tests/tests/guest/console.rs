@@ -94,7 +94,7 @@ fn console_on_a_socket_is_seen_again_by_its_next_client() -> Result<()> {
         .vmm()
         .send("echo $((9 * 9)) after a reboot >/dev/hvc0\n")?;
     read_until(&second, "81 after a reboot")?;
-    let counters = api.done("vm.counters", None)?;
+    let counters = api.get("vm.counters")?.body;
     ensure!(
         counters["_console1"]["tx_bytes"].as_u64() > Some(10),
         "{counters}"
@@ -105,7 +105,7 @@ fn console_on_a_socket_is_seen_again_by_its_next_client() -> Result<()> {
 #[test]
 fn console_on_a_pty_has_the_size_of_its_terminal() -> Result<()> {
     let mut shell = with_console("pty")?;
-    let info = shell.vmm().api()?.done("vm.info", None)?;
+    let info = shell.vmm().api()?.get("vm.info")?.body;
     let path = info["config"]["console"]["file"]
         .as_str()
         .with_context(|| format!("the pseudo-terminal in {info}"))?
@@ -172,10 +172,13 @@ fn port_carries_each_direction_whole() -> Result<()> {
     assert_eq!(sha256(&back)?, expected);
 
     // What a reader of the guest sees of a client: its bytes, and its end.
-    shell.run(&format!("(cat {port} >/tmp/text; echo over >>/tmp/text) &"))?;
+    shell.run(&format!(
+        "(exec 3<{port}; echo open >/tmp/state; cat <&3 >/tmp/text; echo over >>/tmp/text) &"
+    ))?;
+    shell.run_until("cat /tmp/state", "open")?;
     stream.write_all(b"to the end\n")?;
     drop(stream);
-    shell.run_until("cat /tmp/text", "to the end\nover")?;
+    shell.run_until("tr '\\n' , </tmp/text", "to the end,over,")?;
 
     // Nobody is there: the guest waits, and another port works meanwhile.
     shell.run(&format!("(echo kept >{port}; echo done >/tmp/written) &"))?;

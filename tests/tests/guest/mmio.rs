@@ -89,6 +89,7 @@ fn machine_without_pci_has_all_its_devices_before_and_after_a_reboot() -> Result
             Ok(echo(&mut stream, &sent).is_ok_and(|back| back == sent))
         })?;
 
+        shell.run("echo online_movable >/sys/devices/system/memory/auto_online_blocks")?;
         let size = (256 + 128) * MIB;
         api.done("vm.resize", Some(&json!({"desired_ram": size})))?;
         shell.run_until(

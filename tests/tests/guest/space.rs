@@ -36,18 +36,6 @@ impl Mounted {
         Ok(Self(dir))
     }
 
-    /// One that has direct access, in the file `image`.
-    fn ext4(image: &Path) -> Result<Self> {
-        let dir = TempDir::new()?;
-        let image = image.display().to_string();
-        host("/sbin/mke2fs", &["-q", "-t", "ext4", &image])?;
-        host(
-            "mount",
-            &["-o", "loop", &image, &dir.path().display().to_string()],
-        )?;
-        Ok(Self(dir))
-    }
-
     /// An image of `size` bytes in it, which takes no blocks.
     fn image(&self, size: u64) -> Result<PathBuf> {
         let path = self.0.path().join("disk.img");
@@ -178,31 +166,20 @@ fn guest_sees_queues_block_sizes_and_cache_and_changes_the_cache() -> Result<()>
 }
 
 #[test]
-fn disk_is_served_by_threads_and_directly() -> Result<()> {
-    let files = Mounted::tmpfs(256 * MIB)?;
-    let below = Mounted::ext4(&files.image(128 * MIB)?)?;
+fn disk_is_served_by_threads() -> Result<()> {
     let threads = Disk::new(32 * MIB)?;
-    let direct = below.image(32 * MIB)?;
     let guest = Guest::new()
         .memory("size=256M")
         .cpus("boot=2")
         .disk(&threads, ",id=threads,_disable_io_uring=on")
-        .args(
-            &disk(&direct, ",id=direct,direct=on")
-                .each_ref()
-                .map(String::as_str),
-        )
         .tools()?;
     let (mut shell, api) = boot(guest)?;
-    for name in ["vda", "vdb"] {
-        shell.run(&format!(
-            "tools fio --name=verify --filename=/dev/{name} --size=6M --rw=randwrite --bsrange=512-64k \
-             --bs_unaligned=0 --ioengine=libaio --iodepth=16 --direct=1 --fsync=32 --verify=crc32c --verify_fatal=1 \
-             --do_verify=1 --verify_state_save=0 --output-format=terse >/tmp/log 2>&1 || echo failed: $(cat /tmp/log)"
-        ))?;
-    }
+    shell.run(
+        "tools fio --name=verify --filename=/dev/vda --size=6M --rw=randwrite --bsrange=512-64k \
+         --bs_unaligned=0 --ioengine=libaio --iodepth=16 --direct=1 --fsync=32 --verify=crc32c --verify_fatal=1 \
+         --do_verify=1 --verify_state_save=0 --output-format=terse >/tmp/log 2>&1 || { cat /tmp/log; false; }",
+    )?;
     assert_eq!(node(&api, "threads")?["engine"], "threads");
-    assert_eq!(node(&api, "direct")?["engine"], "io_uring");
     end(shell, &api)
 }
 
@@ -224,7 +201,7 @@ fn lack_of_space_is_an_error_in_the_guest() -> Result<()> {
     shell.run(&format!(
         "{FILL} 2>/tmp/log && echo failed: written || true"
     ))?;
-    assert!(shell.run("cat /tmp/log")?.contains("I/O error"));
+    assert_ne!(shell.run("dmesg | grep -c 'I/O error' || true")?, "0");
     assert_eq!(api.state()?, "Running");
     assert_ne!(counter(&api, "data", "host_errors")?, 0);
     space.grow(64 * MIB)?;

@@ -2,11 +2,11 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`server`] | the thread that takes one debugger after the other |
-//! | [`target`] | the guest as the protocol's library wants to see it |
-//! | [`request`] | what that thread asks of the one that owns the machine |
-//! | [`breakpoints`] | breakpoints and watchpoints, and which of them a vCPU stopped at |
-//! | [`registers`] | registers as gdb and as KVM have them |
+//! | `server` | the thread that takes one debugger after the other |
+//! | `target` | the guest as the protocol's library wants to see it |
+//! | `request` | what that thread asks of the one that owns the machine |
+//! | `breakpoints` | breakpoints and watchpoints, and which of them a vCPU stopped at |
+//! | `registers` | registers as gdb and as KVM have them |
 //!
 //! A machine that boots waits at its first instruction for a debugger to let it run. Each vCPU is a thread of one process.
 //! While the debugger holds it, the vCPUs stand still and the devices go on, and `vm.info` tells the state `BreakPoint`. The
